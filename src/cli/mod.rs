@@ -1,0 +1,310 @@
+//! The command line of the `pomona` binary, one file per subcommand.
+//!
+//! | file | what |
+//! |---|---|
+//! | `script.rs` | a text becomes statements and commands; variables (pure) |
+//! | `run.rs` | runs scripts and statements, Ctrl-C |
+//! | `print.rs` | tables that can be read, csv, tsv, json |
+//! | `repl.rs` | `pomona`: statements as they are typed |
+//! | `model.rs` | `pomona model add`, `pomona model list` |
+//! | `sample.rs` | `pomona sample` |
+//! | [`functions`] | `pomona functions`: the functions' documentation |
+
+pub mod functions;
+mod model;
+mod print;
+mod repl;
+mod run;
+mod sample;
+mod script;
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use datafusion::config::ConfigOptions;
+use datafusion::error::Result;
+use datafusion::logical_expr::ExplainFormat;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion_cli::print_format::PrintFormat;
+use datafusion_cli::print_options::MaxRows;
+use pomona_udfs::settings::{OnError, PomonaOptions};
+use tokio::runtime::{Builder, Handle};
+
+use self::print::{PrintOptions, note};
+use self::run::{Runner, Source, Stop};
+use self::script::Variables;
+use crate::SessionBuilder;
+
+/// The exit status where the arguments are wrong or a script cannot be read, as clap has it.
+const USAGE: u8 = 2;
+/// The exit status after Ctrl-C: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// SQL on images: decode, resize, embed, standardize and reduce pictures in object stores.
+///
+/// Without -c, -f or a subcommand, statements are read from the terminal, or from standard input.
+#[derive(Debug, Parser)]
+#[command(name = "pomona", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    action: Option<Action>,
+
+    /// Runs SQL, one or more statements between semicolons; -c and -f run in the order given
+    #[arg(short, long, value_name = "SQL", allow_hyphen_values = true)]
+    command: Vec<String>,
+
+    /// Runs a script (- is standard input); stops at the first statement that fails
+    #[arg(short, long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+
+    /// Sets a variable of scripts: :'name' is its value as a string, :name its text
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
+    variable: Vec<(String, String)>,
+
+    #[command(flatten)]
+    print: PrintArgs,
+
+    #[command(flatten)]
+    session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+struct PrintArgs {
+    /// How results are printed; automatic is a table
+    #[arg(long, value_enum, default_value_t = PrintFormat::Automatic, global = true)]
+    format: PrintFormat,
+
+    /// Prints results only: no headings, row counts and times
+    #[arg(short, long, global = true)]
+    quiet: bool,
+
+    /// Prints values in tables as they are, not abridged
+    #[arg(long, global = true)]
+    full: bool,
+
+    /// The most rows that a table shows; none: all
+    #[arg(long, value_name = "N", default_value = "40", global = true)]
+    maxrows: MaxRows,
+}
+
+#[derive(Debug, Args)]
+struct SessionArgs {
+    /// The most memory that queries may use (4GB, 512MB); then they spill to disk, or fail
+    #[arg(long, value_name = "SIZE", value_parser = size, global = true)]
+    memory: Option<usize>,
+
+    /// What happens to a row whose image is broken: fail (the query) or null (the value)
+    #[arg(long, value_name = "fail|null", default_value = "fail", global = true)]
+    on_error: OnError,
+
+    /// Folders with models, looked through before the usual ones; separated as in PATH
+    #[arg(long, value_name = "DIR", global = true)]
+    models_dir: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Adds a network, or lists those that there are
+    Model {
+        #[command(subcommand)]
+        action: model::Action,
+    },
+    /// Writes the sample data set, labelled pictures of fruits, into a folder or to a URL
+    Sample(sample::Arguments),
+    /// Prints the documentation of all functions, with the output of their examples, as Markdown
+    Functions,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a variable is name=value")?;
+    // Checks the name where the message still points at the argument.
+    Variables::default().set(name, String::new())?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Reads `4GB`, `512MB`, `1.5g`, `1048576`. Units are powers of 1024, as memory is sold.
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("'{unit}' is no unit: use KB, MB, GB or TB")),
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * f64::from(2_u32).powi(shift)) as usize),
+        _ => Err("a size is a number and a unit, as 4GB".to_owned()),
+    }
+}
+
+/// Runs the command line and gives the exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let parsed = CommandLine::command().try_get_matches_from(args).and_then(|matches| {
+        let command_line = CommandLine::from_arg_matches(&matches)?;
+        Ok((command_line, matches))
+    });
+    let (command_line, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    let sources = match sources(&command_line, &matches) {
+        Ok(sources) => sources,
+        Err(message) => {
+            note(format_args!("pomona: {message}"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    // Two runtimes: see `run`.
+    let runtimes = Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .and_then(|engine| Ok((engine, Builder::new_current_thread().enable_all().build()?)));
+    let (engine, front) = match runtimes {
+        Ok(runtimes) => runtimes,
+        Err(error) => {
+            note(format_args!("pomona: cannot start threads: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = front.block_on(run(command_line, sources, engine.handle().clone()));
+    // A network that still computes for an interrupted query is not waited for.
+    engine.shutdown_background();
+    match result {
+        Ok(()) | Err(Stop::Closed) => ExitCode::SUCCESS,
+        Err(Stop::Interrupted) => {
+            note("Interrupted.");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(Stop::Failed(message)) => {
+            note(message);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What -c and -f say, in their order. Every file is read before the first statement runs.
+fn sources(command_line: &CommandLine, matches: &ArgMatches) -> Result<Vec<Source>, String> {
+    let indices = |id: &str| matches.indices_of(id).into_iter().flatten();
+    let commands = command_line.command.iter().map(|sql| Ok(here("-c", sql.clone())));
+    let files = command_line.file.iter().map(|file| match file.as_os_str() == "-" {
+        true => standard_input(),
+        false => run::read(file),
+    });
+    let mut sources: Vec<_> = indices("command")
+        .zip(commands)
+        .chain(indices("file").zip(files))
+        .collect();
+    sources.sort_by_key(|(index, _)| *index);
+    sources.into_iter().map(|(_, source)| source).collect()
+}
+
+/// A text whose `\i` starts from the working directory.
+fn here(name: &str, text: String) -> Source {
+    Source {
+        name: name.to_owned(),
+        text,
+        folder: PathBuf::new(),
+    }
+}
+
+fn standard_input() -> Result<Source, String> {
+    let text = io::read_to_string(io::stdin()).map_err(|e| format!("cannot read standard input: {e}"))?;
+    Ok(here("stdin", text))
+}
+
+async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Handle) -> Result<(), Stop> {
+    let CommandLine {
+        action,
+        variable,
+        print,
+        session,
+        ..
+    } = command_line;
+    let ctx = open(session)?;
+    let print = PrintOptions {
+        format: print.format,
+        quiet: print.quiet,
+        full: print.full,
+        maxrows: print.maxrows,
+        timing: true,
+    };
+    let mut variables = Variables::default();
+    for (name, value) in variable {
+        variables.set(&name, value).map_err(Stop::Failed)?;
+    }
+    let mut runner = Runner::new(ctx, engine, print, variables);
+    if action.is_some() && !sources.is_empty() {
+        return Err(Stop::Failed("-c and -f run SQL: they do not go with a subcommand".to_owned()));
+    }
+    match action {
+        Some(Action::Model { action }) => return model::run(action, &mut runner).await,
+        Some(Action::Sample(arguments)) => return sample::run(arguments, &runner).await,
+        Some(Action::Functions) => return functions::run(&mut runner).await,
+        None => {}
+    }
+    if sources.is_empty() {
+        if io::stdin().is_terminal() {
+            return repl::run(&mut runner).await;
+        }
+        sources.push(standard_input().map_err(Stop::Failed)?);
+    }
+    for source in &sources {
+        runner.script(source, 0).await?;
+    }
+    Ok(())
+}
+
+/// Opens the session: settings from the environment (`DATAFUSION_…`), then from the arguments.
+fn open(args: SessionArgs) -> Result<SessionContext> {
+    let mut config = ConfigOptions::from_env()?;
+    // As datafusion-cli has it, where the environment says nothing else.
+    if env::var_os("DATAFUSION_EXPLAIN_FORMAT").is_none() {
+        config.explain.format = ExplainFormat::Tree;
+    }
+    if env::var_os("DATAFUSION_FORMAT_NULL").is_none() {
+        config.format.null = "NULL".to_owned();
+    }
+    let options = PomonaOptions {
+        on_error: args.on_error,
+        models_dir: args.models_dir.unwrap_or_default(),
+        ..PomonaOptions::default()
+    };
+    let mut builder = SessionBuilder::new()
+        .with_config(SessionConfig::from(config))
+        .with_options(options);
+    if let Some(bytes) = args.memory {
+        builder = builder.with_memory_limit(bytes);
+    }
+    builder.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4GB"), Ok(4 << 30));
+        assert_eq!(size("512m"), Ok(512 << 20));
+        assert_eq!(size("1.5 KiB"), Ok(1536));
+        assert_eq!(size("1048576"), Ok(1 << 20));
+        for wrong in ["", "GB", "-1GB", "0", "4XB", "nan"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! [`Embed`] and [`ResnetEmbed`]: the SQL functions `embed` and `resnet_embed`.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, FixedSizeListArray, Float32Array, NullBufferBuilder};
+use arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::{ScalarValue, exec_err, internal_err, plan_err};
+use datafusion::error::Result;
+use datafusion::logical_expr::{
+    ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+use datafusion_macros::user_doc;
+
+use super::graph::Output;
+use super::registry::{self, LoadedModel};
+use crate::image::decode::decode;
+use crate::image::{ImageView, SourceColumn, coerce_content_or_image};
+use crate::policy::{RowError, RowPolicy, Stage};
+use crate::settings::PomonaOptions;
+
+/// Images that are preprocessed before the engine runs: bounds the memory that they take.
+const ROWS_PER_RUN: usize = 8;
+/// The most values of a batch of vectors: 1 GiB.
+const MAX_VALUES: usize = 1 << 28;
+/// The model of `resnet_embed` where none is named.
+const RESNET: &str = "resnet50";
+
+#[user_doc(
+    doc_section(label = "Embedding Functions"),
+    description = "Embeds an image: gives the vector of features that a neural network computes from it. Encoded bytes \
+and images of any size go through the model's own preprocessing; an image that already has the size the model takes is \
+only normalized. The length of the vector is known when the query is planned.",
+    syntax_example = "embed(content_or_image, model [, output])",
+    sql_example = r"```sql
+SELECT label, array_length(embed(content, 'resnet-mini')) AS dimensions
+FROM (SELECT * FROM images('sample://fruits/Training/') ORDER BY path LIMIT 1);
+```",
+    argument(
+        name = "content_or_image",
+        description = "The encoded bytes of an image, or a decoded image."
+    ),
+    argument(
+        name = "model",
+        description = "The name of a model, as a literal: `SELECT name FROM models()` lists them."
+    ),
+    argument(
+        name = "output",
+        description = "`'pooled'` (default): the last feature map, averaged over its positions; a classification head is \
+left out. `'flatten'`: the last feature map as it is, in the order height, width, channels for models that take NHWC, \
+channels, height, width for NCHW. `'logits'`: what the classification head gives, before its softmax."
+    ),
+    related_udf(name = "resnet_embed")
+)]
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Embed {
+    signature: Signature,
+    /// The setting `pomona.models_dir`: at planning it cannot be asked for.
+    models_dir: String,
+}
+
+impl Default for Embed {
+    fn default() -> Self {
+        Self::new(String::new())
+    }
+}
+
+impl Embed {
+    fn new(models_dir: String) -> Self {
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+            models_dir,
+        }
+    }
+}
+
+impl ScalarUDFImpl for Embed {
+    fn name(&self) -> &str {
+        "embed"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+        match arg_types {
+            [_, _] | [_, _, _] => coerce(self.name(), arg_types),
+            _ => plan_err!(
+                "embed takes (content_or_image, 'model' [, 'output']), not {} arguments",
+                arg_types.len()
+            ),
+        }
+    }
+
+    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
+        internal_err!("the type of embed is in return_field_from_args: it depends on the model")
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+        return_field(self.name(), &self.models_dir, args.scalar_arguments)
+    }
+
+    fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
+        Some(Self::new(PomonaOptions::from_config(config).models_dir).into())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        invoke(self.name(), &args)
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        self.doc()
+    }
+}
+
+#[user_doc(
+    doc_section(label = "Embedding Functions"),
+    description = "Embeds an image with ResNet50, or another network: `embed` with a default model, `resnet50`. \
+Without its classification head ResNet50 gives 2,048 features. The model is not part of the program: add it with \
+`pomona model add resnet50 FILE.onnx --preset keras`.",
+    syntax_example = "resnet_embed(content_or_image [, model])",
+    sql_example = r"```sql
+SELECT label, array_length(resnet_embed(content, 'resnet-mini')) AS dimensions
+FROM (SELECT * FROM images('sample://fruits/Training/') ORDER BY path LIMIT 1);
+```",
+    argument(
+        name = "content_or_image",
+        description = "The encoded bytes of an image, or a decoded image."
+    ),
+    argument(
+        name = "model",
+        description = "The name of a model, as a literal; default `'resnet50'`."
+    ),
+    related_udf(name = "embed")
+)]
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct ResnetEmbed {
+    signature: Signature,
+    /// The setting `pomona.models_dir`: at planning it cannot be asked for.
+    models_dir: String,
+}
+
+impl Default for ResnetEmbed {
+    fn default() -> Self {
+        Self::new(String::new())
+    }
+}
+
+impl ResnetEmbed {
+    fn new(models_dir: String) -> Self {
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+            models_dir,
+        }
+    }
+}
+
+impl ScalarUDFImpl for ResnetEmbed {
+    fn name(&self) -> &str {
+        "resnet_embed"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+        match arg_types {
+            [_] | [_, _] => coerce(self.name(), arg_types),
+            _ => plan_err!(
+                "resnet_embed takes (content_or_image [, 'model']), not {} arguments",
+                arg_types.len()
+            ),
+        }
+    }
+
+    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
+        internal_err!("the type of resnet_embed is in return_field_from_args: it depends on the model")
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+        return_field(self.name(), &self.models_dir, args.scalar_arguments)
+    }
+
+    fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
+        Some(Self::new(PomonaOptions::from_config(config).models_dir).into())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        invoke(self.name(), &args)
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        self.doc()
+    }
+}
+
+/// The first argument is content or an image; the others are strings, kept as they are: a cast
+/// would hide that they are literals.
+fn coerce(function: &str, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+    let coerce = |(i, data_type): (usize, &DataType)| match data_type {
+        _ if i == 0 => coerce_content_or_image(function, data_type),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Ok(data_type.clone()),
+        other => plan_err!("{function} names its model and output in strings, not {other}"),
+    };
+    arg_types.iter().enumerate().map(coerce).collect()
+}
+
+/// Loads the model that the literals among the arguments name.
+fn load(function: &str, models_dir: &str, arguments: &[Option<&ScalarValue>]) -> Result<Arc<LoadedModel>> {
+    let literal = |i: usize| match arguments.get(i) {
+        None => Ok(None),
+        Some(argument) => match argument.and_then(|value| value.try_as_str()).flatten() {
+            Some(text) => Ok(Some(text)),
+            None => plan_err!(
+                "{function} needs its model and output as literals, like {function}(content, 'resnet-mini'): the length \
+                 of the vector is part of the query's type"
+            ),
+        },
+    };
+    let model = literal(1)?.unwrap_or(RESNET);
+    let output = match literal(2)?.unwrap_or("pooled").parse::<Output>() {
+        Ok(output) => output,
+        Err(cause) => return plan_err!("{function}: {cause}"),
+    };
+    registry::load(model, output, models_dir)
+}
+
+fn return_field(function: &str, models_dir: &str, arguments: &[Option<&ScalarValue>]) -> Result<FieldRef> {
+    let model = load(function, models_dir, arguments)?;
+    Ok(Arc::new(Field::new(
+        function,
+        embedding_type(model.dimensions())?,
+        true,
+    )))
+}
+
+/// The SQL type of a vector.
+fn embedding_type(dimensions: usize) -> Result<DataType> {
+    match i32::try_from(dimensions) {
+        Ok(length) => Ok(DataType::FixedSizeList(
+            Arc::new(Field::new_list_field(DataType::Float32, true)),
+            length,
+        )),
+        Err(_) => plan_err!("a vector of {dimensions} values is longer than {}", i32::MAX),
+    }
+}
+
+fn invoke(function: &str, args: &ScalarFunctionArgs) -> Result<ColumnarValue> {
+    let options = PomonaOptions::from_config(&args.config_options);
+    let literals: Vec<Option<&ScalarValue>> = args
+        .args
+        .iter()
+        .map(|argument| match argument {
+            ColumnarValue::Scalar(value) => Some(value),
+            ColumnarValue::Array(_) => None,
+        })
+        .collect();
+    let model = load(function, &options.models_dir, &literals)?;
+    if embedding_type(model.dimensions())? != *args.return_type() {
+        return exec_err!(
+            "model '{}' gives {} values here, and gave another number where the query was planned: it was replaced, \
+             or another model has its name on this machine",
+            model.info().name,
+            model.dimensions()
+        );
+    }
+    match args.args.first() {
+        Some(ColumnarValue::Array(sources)) => Ok(ColumnarValue::Array(embed(sources, &model, &options)?)),
+        Some(ColumnarValue::Scalar(source)) => {
+            let vector = embed(&source.to_array()?, &model, &options)?;
+            Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&vector, 0)?))
+        }
+        None => internal_err!("{function} without arguments"),
+    }
+}
+
+/// Embeds a column of encoded bytes or images.
+fn embed(sources: &ArrayRef, model: &LoadedModel, options: &PomonaOptions) -> Result<ArrayRef> {
+    let (rows, dimensions) = (sources.len(), model.dimensions());
+    let Some(length) = rows.checked_mul(dimensions).filter(|length| *length <= MAX_VALUES) else {
+        return exec_err!(
+            "infer: {rows} rows with vectors of {dimensions} values are too much memory at once: \
+             SET datafusion.execution.batch_size to at most {}",
+            (MAX_VALUES / dimensions).max(1)
+        );
+    };
+    let column = SourceColumn::try_new(sources.as_ref())?;
+    let policy = RowPolicy::new(options);
+    let mut vectors = Vectors {
+        values: vec![0.0; length],
+        valid: vec![false; rows],
+        dimensions,
+    };
+
+    let preprocess = model.preprocess();
+    let mut batch = vec![0.0; preprocess.values() * rows.min(ROWS_PER_RUN)];
+    let mut waiting = Vec::with_capacity(ROWS_PER_RUN);
+    for row in 0..rows {
+        let (start, end) = (
+            waiting.len() * preprocess.values(),
+            (waiting.len() + 1) * preprocess.values(),
+        );
+        let input = &mut batch[start..end];
+        let prepared = match &column {
+            SourceColumn::Content(column) => column.get(row).map(|content| {
+                let image = decode(content, options.max_image_pixels)?;
+                preprocess.run(image.view(), options.max_image_pixels, input)
+            }),
+            SourceColumn::Image(column) => column.get(row, Stage::Infer).map(|image| {
+                let image: ImageView<'_> = image?;
+                if preprocess.fits(image) {
+                    preprocess.normalize(image, input);
+                    return Ok(());
+                }
+                preprocess.run(image, options.max_image_pixels, input)
+            }),
+        };
+        if let Some(prepared) = prepared
+            && policy.apply(prepared)?.is_some()
+        {
+            waiting.push(row);
+        }
+        if waiting.len() == ROWS_PER_RUN {
+            vectors.infer(model, &batch, &waiting, &policy)?;
+            waiting.clear();
+        }
+    }
+    vectors.infer(model, &batch, &waiting, &policy)?;
+    vectors.finish()
+}
+
+/// A column of vectors that is being filled.
+struct Vectors {
+    values: Vec<f32>,
+    valid: Vec<bool>,
+    dimensions: usize,
+}
+
+impl Vectors {
+    /// Runs the network on the inputs at the front of `batch`, which belong to `rows`.
+    fn infer(&mut self, model: &LoadedModel, batch: &[f32], rows: &[usize], policy: &RowPolicy) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let inferred = model.infer(batch, rows.len())?;
+        for (row, vector) in rows.iter().zip(inferred.chunks_exact(self.dimensions)) {
+            let checked = if vector.iter().all(|value| value.is_finite()) {
+                Ok(())
+            } else {
+                let cause = format!(
+                    "model '{}' gives NaN or infinite values for this image",
+                    model.info().name
+                );
+                Err(RowError::new(Stage::Infer, cause))
+            };
+            if policy.apply(checked)?.is_some() {
+                self.values[row * self.dimensions..][..self.dimensions].copy_from_slice(vector);
+                self.valid[*row] = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<ArrayRef> {
+        let DataType::FixedSizeList(field, length) = embedding_type(self.dimensions)? else {
+            return internal_err!("the type of a vector is a list");
+        };
+        let mut nulls = NullBufferBuilder::new(self.valid.len());
+        nulls.append_slice(&self.valid);
+        let values = Arc::new(Float32Array::from(self.values));
+        Ok(Arc::new(FixedSizeListArray::try_new(
+            field,
+            length,
+            values,
+            nulls.finish(),
+        )?))
+    }
+}

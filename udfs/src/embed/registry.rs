@@ -1,0 +1,610 @@
+//! Models by name: where they are looked for, and the ones that are loaded.
+//!
+//! A model is a folder `NAME/` with `model.onnx` and `preprocessor_config.json`. Folders are looked
+//! for in `pomona.models_dir`, in `POMONA_MODELS` (both separated as in `PATH`), in `./models` and
+//! in `pomona/models` of the user's data directory; then come the models that the program itself
+//! holds. The first of a name counts.
+//!
+//! Loaded models stay: all queries and partitions of a process share them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::env;
+use std::fmt::{self, Debug, Display};
+use std::fs::{self, File};
+use std::hash::Hash;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
+
+use datafusion::common::{exec_datafusion_err, plan_datafusion_err, plan_err};
+use datafusion::error::{DataFusionError, Result};
+use parking_lot::{Mutex, RwLock};
+use sha2::{Digest, Sha256};
+use tract_onnx::pb::ModelProto;
+use tract_onnx::prelude::Framework;
+
+use super::engines::Engine;
+use super::engines::tract::TractEngine;
+use super::graph::{Output, headless, image_input};
+use super::preprocess::Preprocess;
+use super::readout::Readout;
+
+/// The network, in a model's folder.
+pub const MODEL_FILE: &str = "model.onnx";
+/// Its preprocessing, in a model's folder.
+pub const CONFIG_FILE: &str = "preprocessor_config.json";
+/// The environment's search path.
+const MODELS_VARIABLE: &str = "POMONA_MODELS";
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// A protobuf message has at most 2 GiB.
+pub(super) const MAX_MODEL_BYTES: u64 = 2 << 30;
+
+/// A model that the program holds.
+#[derive(Clone, Copy)]
+struct Bundled {
+    config: &'static str,
+    onnx: &'static [u8],
+}
+
+impl Debug for Bundled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bundled")
+            .field("onnx_bytes", &self.onnx.len())
+            .finish_non_exhaustive()
+    }
+}
+
+static BUNDLED: RwLock<BTreeMap<&'static str, Bundled>> = RwLock::new(BTreeMap::new());
+
+/// Adds a model that the program holds, so that every process of the program finds it.
+///
+/// # Errors
+/// Where the name cannot be one.
+pub fn register_bundled(name: &'static str, preprocessor_config: &'static str, onnx: &'static [u8]) -> Result<()> {
+    check_name(name)?;
+    BUNDLED.write().insert(
+        name,
+        Bundled {
+            config: preprocessor_config,
+            onnx,
+        },
+    );
+    Ok(())
+}
+
+/// Where a model is.
+#[derive(Debug, Clone)]
+enum Place {
+    Folder(PathBuf),
+    Program(Bundled),
+}
+
+/// Name and canonical folder, none for what the program holds.
+type Identity = (String, Option<PathBuf>);
+
+/// A model that was found, not yet loaded.
+#[derive(Debug, Clone)]
+pub struct ModelSource {
+    name: String,
+    place: Place,
+}
+
+impl ModelSource {
+    /// The model in `folder`.
+    pub(super) fn in_folder(name: &str, folder: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            place: Place::Folder(folder),
+        }
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model's folder, or `bundled`.
+    pub fn location(&self) -> String {
+        match &self.place {
+            Place::Folder(folder) => folder.display().to_string(),
+            Place::Program(_) => "bundled".to_owned(),
+        }
+    }
+
+    /// Identifies the model among all that are loaded: two folders may hold one name.
+    fn identity(&self) -> Identity {
+        let folder = match &self.place {
+            Place::Folder(folder) => Some(folder.canonicalize().unwrap_or_else(|_| folder.clone())),
+            Place::Program(_) => None,
+        };
+        (self.name.clone(), folder)
+    }
+
+    /// Changes when one of the model's files does.
+    fn stamp(&self) -> Stamp {
+        let Place::Folder(folder) = &self.place else {
+            return [None, None];
+        };
+        [MODEL_FILE, CONFIG_FILE].map(|file| {
+            let metadata = fs::metadata(folder.join(file)).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        })
+    }
+
+    /// An error of the model: bad set-up, whatever `pomona.on_error` says.
+    fn broken(&self, file: &str, cause: impl Display) -> DataFusionError {
+        let file = match &self.place {
+            Place::Folder(folder) => folder.join(file).display().to_string(),
+            Place::Program(_) => format!("{file} (bundled)"),
+        };
+        plan_datafusion_err!("model '{}': {file}: {cause}", self.name)
+    }
+
+    fn open(&self, file: &str, max_bytes: u64) -> Result<Box<dyn Read>> {
+        let broken = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound => self.broken(
+                file,
+                format!(
+                    "there is no such file; a model's folder holds {MODEL_FILE} and {CONFIG_FILE}, and \
+                     pomona model add {} FILE.onnx --preset keras|torchvision|tf|raw writes both",
+                    self.name
+                ),
+            ),
+            _ => self.broken(file, e),
+        };
+        match &self.place {
+            Place::Folder(folder) => {
+                let opened = File::open(folder.join(file)).map_err(broken)?;
+                let metadata = opened.metadata().map_err(broken)?;
+                if !metadata.is_file() || metadata.len() > max_bytes {
+                    return Err(self.broken(file, format!("it is no file of at most {max_bytes} bytes")));
+                }
+                // A file that grows while it is read stays bounded too.
+                Ok(Box::new(opened.take(max_bytes)))
+            }
+            Place::Program(bundled) if file == CONFIG_FILE => Ok(Box::new(bundled.config.as_bytes())),
+            Place::Program(bundled) => Ok(Box::new(bundled.onnx)),
+        }
+    }
+
+    fn read_config(&self) -> Result<String> {
+        let mut config = String::new();
+        let mut file = self.open(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+        file.read_to_string(&mut config)
+            .map_err(|e| self.broken(CONFIG_FILE, e))?;
+        Ok(config)
+    }
+
+    /// The network, and the sha256 of its file.
+    fn read_network(&self) -> Result<(ModelProto, String)> {
+        let mut file = Hashed {
+            inner: self.open(MODEL_FILE, MAX_MODEL_BYTES)?,
+            sha256: Sha256::new(),
+        };
+        let network = tract_onnx::onnx()
+            .proto_model_for_read(&mut file)
+            .map_err(|e| self.broken(MODEL_FILE, format!("it is no ONNX network, or cut off: {e:#}")))?;
+        Ok((network, format!("{:x}", file.sha256.finalize())))
+    }
+}
+
+/// A reader that computes the hash of what goes through it.
+struct Hashed<R> {
+    inner: R,
+    sha256: Sha256,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.sha256.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// Can a model have this name? Letters, digits, `.`, `_` and `-`; it begins with a letter or a digit,
+/// so that it names a folder below the search path and nothing else.
+fn is_valid_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// Refuses what cannot be the name of a model.
+///
+/// # Errors
+/// Says what a name is made of.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    if is_valid_name(name) {
+        return Ok(());
+    }
+    plan_err!(
+        "'{name}' cannot name a model: a name is letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+    )
+}
+
+/// The folder of the user's own models.
+pub fn user_models_dir() -> Option<PathBuf> {
+    Some(dirs::data_dir()?.join("pomona").join("models"))
+}
+
+/// The folders that hold models, `models_dir` first.
+fn search_path(models_dir: &str) -> Vec<PathBuf> {
+    let variable = env::var_os(MODELS_VARIABLE).unwrap_or_default();
+    env::split_paths(models_dir)
+        .chain(env::split_paths(&variable))
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .chain([PathBuf::from("models")])
+        .chain(user_models_dir())
+        .collect()
+}
+
+/// Finds a model by its name; `models_dir` is the setting `pomona.models_dir`.
+///
+/// # Errors
+/// Where there is none: the names that exist, where was looked, and how to add one.
+pub fn find(name: &str, models_dir: &str) -> Result<ModelSource> {
+    check_name(name)?;
+    let folders = search_path(models_dir);
+    if let Some(folder) = folders
+        .iter()
+        .map(|folder| folder.join(name))
+        .find(|folder| folder.is_dir())
+    {
+        return Ok(ModelSource::in_folder(name, folder));
+    }
+    if let Some(bundled) = BUNDLED.read().get(name) {
+        return Ok(ModelSource {
+            name: name.to_owned(),
+            place: Place::Program(*bundled),
+        });
+    }
+    let known: Vec<String> = list(models_dir).into_iter().map(|model| model.name).collect();
+    let looked: Vec<String> = folders
+        .iter()
+        .map(|folder| {
+            format!(
+                "{}{}",
+                folder.display(),
+                if folder.is_dir() { "" } else { " (not there)" }
+            )
+        })
+        .collect();
+    plan_err!(
+        "there is no model '{name}'. There are: {}. Looked in: {}, and in the program. To add it: \
+         pomona model add {name} FILE.onnx --preset keras|torchvision|tf|raw. To look elsewhere: \
+         SET pomona.models_dir = 'FOLDER'",
+        if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        },
+        looked.join(", ")
+    )
+}
+
+/// All models that can be found, by name; broken ones too.
+pub fn list(models_dir: &str) -> Vec<ModelSource> {
+    let mut models = BTreeMap::new();
+    for folder in search_path(models_dir) {
+        // A folder of the search path that is not there is no error: two of them are guesses.
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let Some(name) = name.to_str().filter(|name| is_valid_name(name)) else {
+                continue;
+            };
+            if path.join(MODEL_FILE).is_file() || path.join(CONFIG_FILE).is_file() {
+                models
+                    .entry(name.to_owned())
+                    .or_insert_with(|| ModelSource::in_folder(name, path));
+            }
+        }
+    }
+    for (name, bundled) in BUNDLED.read().iter() {
+        let source = || ModelSource {
+            name: (*name).to_owned(),
+            place: Place::Program(*bundled),
+        };
+        models.entry((*name).to_owned()).or_insert_with(source);
+    }
+    models.into_values().collect()
+}
+
+/// What there is to know about a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Its name.
+    pub name: String,
+    /// Columns of pixels that it takes.
+    pub input_width: u32,
+    /// Rows of pixels that it takes.
+    pub input_height: u32,
+    /// The order of the axes that it takes, `NCHW` or `NHWC`.
+    pub layout: String,
+    /// Length of its vector.
+    pub dimensions: usize,
+    /// What is done with an image before the network sees it.
+    pub preprocessing: String,
+    /// The engine that runs it.
+    pub engine: &'static str,
+    /// The hash of `model.onnx`.
+    pub sha256: String,
+    /// Its folder, or `bundled`.
+    pub location: String,
+}
+
+/// A network that is ready to embed images.
+#[derive(Debug)]
+pub struct LoadedModel {
+    info: ModelInfo,
+    preprocess: Preprocess,
+    engine: Box<dyn Engine>,
+    readout: Readout,
+    inferred: AtomicU64,
+}
+
+impl LoadedModel {
+    /// Reads, cuts, optimizes and runs a network once.
+    pub(super) fn open(source: &ModelSource, output: Output) -> Result<Self> {
+        let config = source.read_config()?;
+        let (network, sha256) = source.read_network()?;
+        let input = image_input(&network).map_err(|e| source.broken(MODEL_FILE, e))?;
+        let preprocess = Preprocess::new(&config, &input).map_err(|e| source.broken(CONFIG_FILE, e))?;
+        let network = headless(network, &input, output).map_err(|e| source.broken(MODEL_FILE, e))?;
+        let shape = input.shape(preprocess.height(), preprocess.width());
+        let engine = TractEngine::load(&network.model, shape).map_err(|e| source.broken(MODEL_FILE, e))?;
+        let (readout, dimensions) = Readout::new(output, input.layout, network.layout, engine.output_shape())
+            .map_err(|e| source.broken(MODEL_FILE, e))?;
+        let info = ModelInfo {
+            name: source.name.clone(),
+            input_width: preprocess.width(),
+            input_height: preprocess.height(),
+            layout: input.layout.to_string(),
+            dimensions,
+            preprocessing: preprocess.to_string(),
+            engine: engine.name(),
+            sha256,
+            location: source.location(),
+        };
+        Ok(Self {
+            info,
+            preprocess,
+            engine: Box::new(engine),
+            readout,
+            inferred: AtomicU64::new(0),
+        })
+    }
+
+    /// What there is to know about the model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The model's preprocessing.
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    /// The length of a vector.
+    pub fn dimensions(&self) -> usize {
+        self.info.dimensions
+    }
+
+    /// Images that went through the network since it was loaded.
+    pub fn inferred(&self) -> u64 {
+        self.inferred.load(Ordering::Relaxed)
+    }
+
+    /// Embeds `rows` preprocessed images, one after the other in `batch`; so are the vectors.
+    ///
+    /// # Errors
+    /// Where the engine fails.
+    pub fn infer(&self, batch: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let failed = |e| exec_datafusion_err!("infer: model '{}': {e}", self.info.name);
+        let values = self.engine.run(batch, rows).map_err(failed)?;
+        self.inferred.fetch_add(rows as u64, Ordering::Relaxed);
+        if self.readout == Readout::Copy {
+            return Ok(values);
+        }
+        let mut vectors = vec![0.0; rows * self.info.dimensions];
+        let values = values.chunks_exact(self.engine.output_shape().iter().product());
+        for (values, vector) in values.zip(vectors.chunks_exact_mut(self.info.dimensions)) {
+            self.readout.apply(values, vector);
+        }
+        Ok(vectors)
+    }
+}
+
+/// Modification time and length of a model's files.
+type Stamp = [Option<(SystemTime, u64)>; 2];
+type Slot<V> = Arc<Mutex<Option<V>>>;
+
+/// Values that are made once per key and remade when the key's stamp changes.
+struct Cache<K, V>(Mutex<HashMap<K, (Stamp, Slot<V>)>>);
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    fn new() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+
+    /// Whoever comes while a value is made waits for it; other keys are not held up, and a failure
+    /// is not kept.
+    fn get_or_make(&self, key: K, stamp: Stamp, make: impl FnOnce() -> Result<V>) -> Result<V> {
+        let slot = {
+            let mut slots = self.0.lock();
+            let (held, slot) = slots.entry(key).or_insert_with(|| (stamp, Slot::default()));
+            if *held != stamp {
+                (*held, *slot) = (stamp, Slot::default());
+            }
+            Arc::clone(slot)
+        };
+        let mut value = slot.lock();
+        match &*value {
+            Some(made) => Ok(made.clone()),
+            None => Ok(value.insert(make()?).clone()),
+        }
+    }
+}
+
+static LOADED: LazyLock<Cache<(Identity, Output), Arc<LoadedModel>>> = LazyLock::new(Cache::new);
+static DESCRIBED: LazyLock<Cache<Identity, ModelInfo>> = LazyLock::new(Cache::new);
+
+/// The model `name`, ready to give `output`; `models_dir` is the setting `pomona.models_dir`.
+///
+/// # Errors
+/// Where there is no such model, or it is broken: its file, what is wrong with it and what to do.
+pub fn load(name: &str, output: Output, models_dir: &str) -> Result<Arc<LoadedModel>> {
+    let source = find(name, models_dir)?;
+    LOADED.get_or_make((source.identity(), output), source.stamp(), || {
+        Ok(Arc::new(LoadedModel::open(&source, output)?))
+    })
+}
+
+/// What there is to know about a model. It is run for that, but not kept in memory.
+///
+/// # Errors
+/// Where the model is broken: its file, what is wrong with it and what to do.
+pub fn describe(source: &ModelSource) -> Result<ModelInfo> {
+    DESCRIBED.get_or_make(source.identity(), source.stamp(), || {
+        Ok(LoadedModel::open(source, Output::Pooled)?.info)
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::path::Path;
+
+    use super::super::networks::onnx;
+    use super::*;
+
+    const RAW: &str = r#"{"do_rescale": false, "do_normalize": false}"#;
+
+    fn add(models: &Path, name: &str, onnx: &[u8]) {
+        fs::create_dir(models.join(name)).unwrap();
+        fs::write(models.join(name).join(MODEL_FILE), onnx).unwrap();
+        fs::write(models.join(name).join(CONFIG_FILE), RAW).unwrap();
+    }
+
+    #[test]
+    fn networks_of_every_topology_run() {
+        let models = tempfile::tempdir().unwrap();
+        let models_dir = models.path().to_str().unwrap();
+        for (kind, pooled, positions) in [
+            ("resnet50-keras", 256, 2 * 2),
+            ("resnet50-torchvision", 256, 2 * 2),
+            ("mobilenet-keras", 256, 2 * 2),
+            ("squeezenet", 64, 3 * 3),
+            ("vgg", 64, 16 * 16),
+        ] {
+            add(models.path(), kind, &onnx(kind, 8, 64));
+            let embed = |output| {
+                let model = load(kind, output, models_dir).unwrap();
+                let image: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7 % 251) as u8).collect();
+                let image = crate::image::ImageView {
+                    width: 64,
+                    height: 64,
+                    channels: 3,
+                    data: &image,
+                };
+                let mut batch = vec![0.0; model.preprocess().values() * 2];
+                model
+                    .preprocess()
+                    .normalize(image, &mut batch[..model.preprocess().values()]);
+                let vectors = model.infer(&batch, 2).unwrap();
+                assert_eq!(vectors.len(), model.dimensions() * 2, "{kind}");
+                assert_eq!(model.inferred(), 2, "{kind}");
+                assert!(vectors.iter().all(|value| value.is_finite()), "{kind}");
+                vectors[..model.dimensions()].to_vec()
+            };
+            let (vector, map, logits) = (embed(Output::Pooled), embed(Output::Flatten), embed(Output::Logits));
+            assert_eq!(
+                (vector.len(), map.len(), logits.len()),
+                (pooled, pooled * positions, 1000),
+                "{kind}"
+            );
+            // Keras's maps are flattened channels last, the others channels first.
+            let mean: f32 = if kind.ends_with("keras") {
+                map.iter().step_by(pooled).sum()
+            } else {
+                map[..positions].iter().sum()
+            };
+            let mean = mean / positions as f32;
+            assert!(
+                (mean - vector[0]).abs() <= 1e-4 * mean.abs().max(1.0),
+                "{kind}: {mean} {}",
+                vector[0]
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_model_names_its_file_and_is_listed() {
+        let models = tempfile::tempdir().unwrap();
+        let models_dir = models.path().to_str().unwrap();
+        for kind in ["two-inputs", "rank-2", "truncated"] {
+            add(models.path(), kind, &onnx(kind, 8, 32));
+            let error = load(kind, Output::Pooled, models_dir).unwrap_err().to_string();
+            assert!(error.contains(kind) && error.contains(MODEL_FILE), "{error}");
+        }
+        add(models.path(), "no-preprocessing", &onnx("vgg", 8, 32));
+        fs::remove_file(models.path().join("no-preprocessing").join(CONFIG_FILE)).unwrap();
+        let error = load("no-preprocessing", Output::Pooled, models_dir)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(CONFIG_FILE) && error.contains("pomona model add no-preprocessing"),
+            "{error}"
+        );
+
+        let listed = list(models_dir);
+        assert!(
+            listed
+                .iter()
+                .any(|source| source.name() == "rank-2" && describe(source).is_err())
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_tells_what_there_is() {
+        let models = tempfile::tempdir().unwrap();
+        add(models.path(), "vgg", &onnx("vgg", 8, 32));
+        let models_dir = models.path().to_str().unwrap();
+        let error = find("resnet50", models_dir).unwrap_err().to_string();
+        for part in ["'resnet50'", "vgg", models_dir, "pomona model add resnet50"] {
+            assert!(error.contains(part), "{error}");
+        }
+        for name in ["", "../vgg", ".hidden", "a/b", "a\\b", "ä"] {
+            assert!(
+                find(name, models_dir)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("cannot name a model"),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_model_is_loaded_once_until_its_files_change() {
+        let models = tempfile::tempdir().unwrap();
+        let models_dir = models.path().to_str().unwrap();
+        add(models.path(), "vgg", &onnx("vgg", 8, 32));
+        let loaded: Vec<_> = std::thread::scope(|scope| {
+            let load = || load("vgg", Output::Pooled, models_dir).unwrap();
+            let threads = [scope.spawn(load), scope.spawn(load)];
+            threads.map(|thread| thread.join().unwrap()).into()
+        });
+        assert!(Arc::ptr_eq(&loaded[0], &loaded[1]));
+
+        fs::write(models.path().join("vgg").join(CONFIG_FILE), "{}").unwrap();
+        let reloaded = load("vgg", Output::Pooled, models_dir).unwrap();
+        assert!(!Arc::ptr_eq(&loaded[0], &reloaded));
+        assert!(reloaded.info().preprocessing.contains("/255"));
+        assert_eq!(reloaded.info().sha256.len(), 64);
+    }
+}

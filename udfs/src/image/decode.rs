@@ -1,0 +1,534 @@
+//! Decoding: from encoded bytes to RGB pixels.
+//!
+//! The reference is Pillow's `ImageOps.exif_transpose(image).convert("RGB")`: the EXIF orientation
+//! is applied, alpha is dropped (a transparent pixel keeps its colour), of 16 bits the high byte is
+//! taken, grey is replicated. Of an animation there is the first frame.
+//!
+//! The bytes are hostile: what they say of sizes is checked before memory is taken, and an image of
+//! which a part is missing is an error.
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{Cursor, ErrorKind};
+use std::panic::{UnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use datafusion::error::Result as DataFusionResult;
+use datafusion::logical_expr::{
+    ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+use datafusion_macros::user_doc;
+use image::metadata::Orientation;
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
+use tiff::decoder::{Decoder as TiffDecoder, DecodingResult, Limits as TiffLimits};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::rows::{Kind, coerce, evaluate, for_each_row};
+use super::{ContentColumn, Image, ImageBuilder, image_type};
+use crate::policy::{RowError, Stage};
+
+pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
+    vec![Arc::new(ScalarUDF::from(DecodeImage::new()))]
+}
+
+/// The formats that can be decoded.
+const FORMATS: [(ImageFormat, &str); 6] = [
+    (ImageFormat::Jpeg, "JPEG"),
+    (ImageFormat::Png, "PNG"),
+    (ImageFormat::WebP, "WebP"),
+    (ImageFormat::Gif, "GIF"),
+    (ImageFormat::Bmp, "BMP"),
+    (ImageFormat::Tiff, "TIFF"),
+];
+
+/// What is found in the wild beside them, so that an error can name it.
+const OTHER_FORMATS: [(&[u8], &str); 14] = [
+    (b"II+\0", "BigTIFF"),
+    (b"MM\0+", "BigTIFF"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"8BPS", "Photoshop (PSD)"),
+    (b"%PDF", "PDF"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML, perhaps SVG"),
+    (b"<!DOCTYPE", "HTML"),
+    (b"<!doctype", "HTML"),
+    (b"<html", "HTML"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"\x1f\x8b", "gzip"),
+];
+
+/// Decodes an image of any supported format to RGB.
+///
+/// At most `max_pixels` are decoded; with what decoders need beside the pixels, memory stays below
+/// some 20 bytes for each of them.
+///
+/// # Errors
+/// Where the bytes are no image, are damaged or end early, or hold more than `max_pixels`.
+pub fn decode(content: &[u8], max_pixels: u64) -> Result<Image, RowError> {
+    guard(|| {
+        let (header, source) = open(content, max_pixels)?;
+        check_size(header.width, header.height, max_pixels)?;
+        let rgb = match source {
+            Source::Jpeg(mut decoder) => {
+                check_jpeg_end(content)?;
+                // Anything odd is allowed in the header, but from here on an error is an error: else
+                // the rest of the picture would be grey.
+                let strict = decoder.options().set_strict_mode(true);
+                decoder.set_options(strict);
+                let mut rgb = vec![0; header.width as usize * header.height as usize * 3];
+                decoder.decode_into(&mut rgb).map_err(|e| jpeg_error(&e))?;
+                rgb
+            }
+            Source::CmykTiff(content) => decode_cmyk_tiff(content, max_pixels)?,
+            Source::Other(decoder) => {
+                to_rgb(DynamicImage::from_decoder(decoder).map_err(|e| image_error(header.format, &e))?)
+            }
+        };
+        upright(&header, rgb)
+    })
+}
+
+/// What an image's header says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
+    /// The name of the format.
+    pub(super) format: &'static str,
+    /// Columns of pixels, before the orientation is applied.
+    pub(super) width: u32,
+    /// Rows of pixels, before the orientation is applied.
+    pub(super) height: u32,
+    /// Values per pixel; those of the palette for images that have one.
+    pub(super) channels: u8,
+    /// How the pixels are to be turned.
+    pub(super) orientation: Orientation,
+}
+
+/// Reads the header alone; sizes are not checked, and no memory is taken for pixels.
+///
+/// # Errors
+/// Where the bytes are no image, or the header is damaged.
+pub(super) fn read_header(content: &[u8], max_pixels: u64) -> Result<Header, RowError> {
+    guard(|| open(content, max_pixels).map(|(header, _)| header))
+}
+
+/// An image of which the header has been read.
+enum Source<'a> {
+    // Not by `image`, which reads the header three times, copies the bytes, and always lets errors
+    // pass.
+    Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>),
+    CmykTiff(&'a [u8]),
+    Other(Box<dyn ImageDecoder + 'a>),
+}
+
+/// Runs decoders, which are not proof against every sequence of bytes: one that panics has failed on
+/// one object, which is no reason to stop a query over a million of them.
+fn guard<T>(decode: impl FnOnce() -> Result<T, RowError> + UnwindSafe) -> Result<T, RowError> {
+    catch_unwind(decode).unwrap_or_else(|panic| Err(failed(format!("the decoder gave up: {}", message(&*panic)))))
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+}
+
+fn open(content: &[u8], max_pixels: u64) -> Result<(Header, Source<'_>), RowError> {
+    let (format, name) = format_of(content)?;
+    let content = match format {
+        ImageFormat::Jpeg => return open_jpeg(content),
+        ImageFormat::WebP => check_webp(content, max_pixels)?,
+        _ => content,
+    };
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(max_alloc(max_pixels));
+    let mut reader = ImageReader::with_format(Cursor::new(content), format);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|e| image_error(name, &e))?;
+    let (width, height) = decoder.dimensions();
+    let color = decoder.original_color_type();
+    let header = Header {
+        format: name,
+        width,
+        height,
+        channels: color.channel_count(),
+        // Damaged metadata are no reason to lose the picture.
+        orientation: decoder.orientation().unwrap_or(Orientation::NoTransforms),
+    };
+    let source = match color {
+        ExtendedColorType::Cmyk8 => Source::CmykTiff(content),
+        _ => Source::Other(Box::new(decoder)),
+    };
+    Ok((header, source))
+}
+
+fn open_jpeg(content: &[u8]) -> Result<(Header, Source<'_>), RowError> {
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(content), options);
+    decoder.decode_headers().map_err(|e| jpeg_error(&e))?;
+    let Some(info) = decoder.info() else {
+        return Err(failed("the JPEG data have no header"));
+    };
+    let exif = info.exif_data.as_deref();
+    let header = Header {
+        format: "JPEG",
+        width: u32::from(info.width),
+        height: u32::from(info.height),
+        channels: info.components,
+        orientation: exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms),
+    };
+    Ok((header, Source::Jpeg(Box::new(decoder))))
+}
+
+/// Bytes that a decoder may take beside the pixels.
+fn max_alloc(max_pixels: u64) -> u64 {
+    max_pixels.saturating_mul(8).saturating_add(16 << 20)
+}
+
+fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(), RowError> {
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(failed(format!("the header says that the image is {width} x {height} pixels")));
+    }
+    if pixels > max_pixels {
+        return Err(failed(format!(
+            "the header says that the image is {width} x {height} pixels, more than pomona.max_image_pixels = \
+             {max_pixels}"
+        )));
+    }
+    Ok(())
+}
+
+fn format_of(content: &[u8]) -> Result<(ImageFormat, &'static str), RowError> {
+    if content.is_empty() {
+        return Err(failed("the object is empty (0 bytes)"));
+    }
+    let guess = image::guess_format(content).ok();
+    if let Some(found) = FORMATS.into_iter().find(|(format, _)| guess == Some(*format)) {
+        return Ok(found);
+    }
+    let formats = FORMATS.map(|(_, name)| name).join(", ");
+    let other = other_format(content).map(str::to_owned);
+    Err(failed(match other.or_else(|| guess.map(|format| format!("{format:?}").to_uppercase())) {
+        Some(name) => format!("the object is {name}, which cannot be decoded (formats: {formats})"),
+        None => {
+            let head = &content[..content.len().min(16)];
+            format!("not an image: its first bytes are \"{}\" (formats: {formats})", head.escape_ascii())
+        }
+    }))
+}
+
+fn other_format(content: &[u8]) -> Option<&'static str> {
+    if let [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] = content {
+        return Some(match brand.get(..4) {
+            Some(b"avif" | b"avis") => "AVIF",
+            Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => "HEIC",
+            _ => "MP4 or QuickTime",
+        });
+    }
+    let text = content.trim_ascii_start();
+    let known = OTHER_FORMATS.into_iter().find(|(head, _)| text.starts_with(head) || content.starts_with(head));
+    known.map(|(_, name)| name)
+}
+
+/// Walks over the markers of a JPEG file to the one that ends the image (EOI), as decoders do that
+/// refuse truncated files. Bytes behind it are none of the image's.
+fn check_jpeg_end(content: &[u8]) -> Result<(), RowError> {
+    let mut rest = content;
+    let mut scans = 0;
+    // Between segments there are entropy-coded data, in which 0xFF is written as 0xFF 0x00.
+    while let Some(at) = rest.iter().position(|byte| *byte == 0xFF) {
+        rest = &rest[at + 1..];
+        match rest {
+            // A fill byte: the marker is still to come.
+            [0xFF, ..] => {}
+            // Stuffing, and markers without a segment.
+            [0x00 | 0x01 | 0xD0..=0xD8, next @ ..] => rest = next,
+            [0xD9, ..] if scans == 0 => return Err(failed("the JPEG data hold no picture: they end before a scan (SOS)")),
+            [0xD9, ..] => return Ok(()),
+            [marker, high, low, ..] => {
+                scans += usize::from(*marker == 0xDA);
+                let length = usize::from(u16::from_be_bytes([*high, *low]));
+                rest = rest.get(1 + length..).unwrap_or_default();
+            }
+            _ => break,
+        }
+    }
+    Err(early_end("JPEG"))
+}
+
+/// Walks over the chunks of a WebP file, and returns it without what may follow it.
+///
+/// The decoder takes memory for what chunks and frames say of themselves before it looks whether
+/// they can be so large, and makes pictures of frames that are cut off.
+fn check_webp(content: &[u8], max_pixels: u64) -> Result<&[u8], RowError> {
+    let number = |bytes: [u8; 4]| u32::from_le_bytes(bytes) as usize;
+    let file = match *content {
+        [_, _, _, _, a, b, c, d, ..] => content.get(..number([a, b, c, d]).saturating_add(8)),
+        _ => None,
+    };
+    let file = file.ok_or_else(|| early_end("WebP"))?;
+    let mut chunks = file.get(12..).unwrap_or_default();
+    while let Some((head, rest)) = chunks.split_first_chunk::<8>() {
+        let [n0, n1, n2, n3, a, b, c, d] = *head;
+        let size = number([a, b, c, d]);
+        let payload = rest.get(..size).ok_or_else(|| early_end("WebP"))?;
+        let mut skipped = size + size % 2;
+        match (&[n0, n1, n2, n3], payload) {
+            // The chunks of an animation's frame follow the 16 bytes of its header.
+            (b"ANMF", _) => skipped = 16,
+            (b"VP8 ", [_, _, _, _, _, _, w0, w1, h0, h1, ..]) => {
+                let sides = [[*w0, *w1], [*h0, *h1]];
+                let [width, height] = sides.map(|side| u32::from(u16::from_le_bytes(side) & 0x3FFF));
+                check_size(width, height, max_pixels)?;
+            }
+            _ => {}
+        }
+        chunks = rest.get(skipped..).unwrap_or_default();
+    }
+    Ok(file)
+}
+
+/// Decodes a TIFF file of 8-bit CMYK, of which `image` makes pictures that are up to a level darker
+/// than other decoders': it cuts where they round.
+fn decode_cmyk_tiff(content: &[u8], max_pixels: u64) -> Result<Vec<u8>, RowError> {
+    let error = |e: tiff::TiffError| failed(format!("the TIFF data cannot be decoded: {e}"));
+    let alloc = usize::try_from(max_alloc(max_pixels)).unwrap_or(usize::MAX);
+    let mut limits = TiffLimits::unlimited();
+    limits.decoding_buffer_size = alloc;
+    limits.intermediate_buffer_size = alloc;
+    limits.ifd_value_size = alloc;
+    let mut decoder = TiffDecoder::new(Cursor::new(content)).map_err(error)?.with_limits(limits);
+    let mut samples = DecodingResult::U8(Vec::new());
+    let layout = decoder.read_image_to_buffer(&mut samples).map_err(error)?;
+    match samples {
+        DecodingResult::U8(samples) if layout.planes == 1 => {
+            // Pillow's formula, which rounds the product.
+            let ink = |color: u8, rest: u8| {
+                let product = u32::from(color) * u32::from(rest) + 128;
+                rest.saturating_sub(((product + (product >> 8)) >> 8) as u8)
+            };
+            let (pixels, _) = samples.as_chunks::<4>();
+            let rgb = pixels.iter().map(|[c, m, y, k]| [c, m, y].map(|color| ink(*color, 255 - k)));
+            Ok(rgb.collect::<Vec<_>>().into_flattened())
+        }
+        _ => Err(failed("CMYK TIFF in separate planes cannot be decoded")),
+    }
+}
+
+fn to_rgb(image: DynamicImage) -> Vec<u8> {
+    let high = |value: u16| (value >> 8) as u8;
+    match image {
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageLuma8(image) => pick_rgb(image.as_raw(), 1, |value| value),
+        DynamicImage::ImageLumaA8(image) => pick_rgb(image.as_raw(), 2, |value| value),
+        DynamicImage::ImageRgba8(image) => pick_rgb(image.as_raw(), 4, |value| value),
+        DynamicImage::ImageLuma16(image) => pick_rgb(image.as_raw(), 1, high),
+        DynamicImage::ImageLumaA16(image) => pick_rgb(image.as_raw(), 2, high),
+        DynamicImage::ImageRgb16(image) => pick_rgb(image.as_raw(), 3, high),
+        DynamicImage::ImageRgba16(image) => pick_rgb(image.as_raw(), 4, high),
+        // TIFF's floats, from 0 to 1.
+        image => image.into_rgb8().into_raw(),
+    }
+}
+
+/// The colours of pixels of `channels` values; grey, with or without alpha, is replicated.
+fn pick_rgb<T: Copy>(values: &[T], channels: usize, to_u8: impl Fn(T) -> u8) -> Vec<u8> {
+    let source = if channels < 3 { [0; 3] } else { [0, 1, 2] };
+    let mut rgb = vec![0; values.len() / channels * 3];
+    for (rgb, pixel) in rgb.chunks_exact_mut(3).zip(values.chunks_exact(channels)) {
+        for (color, source) in rgb.iter_mut().zip(source) {
+            *color = to_u8(pixel[source]);
+        }
+    }
+    rgb
+}
+
+/// Applies the orientation.
+fn upright(header: &Header, rgb: Vec<u8>) -> Result<Image, RowError> {
+    let Some(image) = RgbImage::from_raw(header.width, header.height, rgb) else {
+        return Err(failed(format!("the {} decoder returned another size than the header's", header.format)));
+    };
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(header.orientation);
+    let image = image.into_rgb8();
+    Ok(Image { width: image.width(), height: image.height(), channels: 3, data: image.into_raw() })
+}
+
+fn failed(cause: impl Display) -> RowError {
+    RowError::new(Stage::Decode, cause)
+}
+
+fn early_end(format: &str) -> RowError {
+    failed(format!("the {format} data end early: the object is truncated"))
+}
+
+fn jpeg_error(error: &DecodeErrors) -> RowError {
+    match error {
+        DecodeErrors::IoErrors(_) | DecodeErrors::ExhaustedData => early_end("JPEG"),
+        DecodeErrors::ZeroError => failed("the JPEG header says that the image is 0 pixels wide or high"),
+        // Without the quotes that their `Display` puts around them.
+        DecodeErrors::Format(cause) => failed(format!("the JPEG data cannot be decoded: {cause}")),
+        DecodeErrors::FormatStatic(cause) => failed(format!("the JPEG data cannot be decoded: {cause}")),
+        other => failed(format!("the JPEG data cannot be decoded: {other}")),
+    }
+}
+
+fn image_error(format: &str, error: &ImageError) -> RowError {
+    match error {
+        ImageError::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => early_end(format),
+        ImageError::Limits(_) => failed(format!("the {format} data take more memory than pomona.max_image_pixels allows")),
+        other => {
+            // The source says the same without repeating the format.
+            let cause = other.source().map_or_else(|| other.to_string(), |source| source.to_string());
+            failed(format!("the {format} data cannot be decoded: {cause}"))
+        }
+    }
+}
+
+/// `decode_image(content)`
+#[user_doc(
+    doc_section(label = "Images"),
+    description = "Decodes an image: JPEG, PNG, WebP, GIF (the first frame), BMP or TIFF, to 8-bit RGB. The EXIF \
+                   orientation is applied, alpha is dropped, of 16 bits the high byte is taken. An image is a struct \
+                   {height, width, channels, data}, its data row by row with the channels interleaved.",
+    syntax_example = "decode_image(content)",
+    sql_example = r#"```sql
+SELECT image['height'] AS height, image['width'] AS width, image['channels'] AS channels
+FROM (SELECT decode_image(content) AS image FROM images('sample://fruits/Training/') ORDER BY path LIMIT 1);
+```"#,
+    argument(name = "content", description = "The encoded bytes of an image.")
+)]
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct DecodeImage {
+    signature: Signature,
+}
+
+impl DecodeImage {
+    fn new() -> Self {
+        Self { signature: Signature::user_defined(Volatility::Immutable) }
+    }
+}
+
+impl ScalarUDFImpl for DecodeImage {
+    fn name(&self) -> &str {
+        "decode_image"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> DataFusionResult<Vec<DataType>> {
+        coerce(self.name(), &[("content", Kind::Content)], 0, types)
+    }
+
+    fn return_type(&self, _types: &[DataType]) -> DataFusionResult<DataType> {
+        Ok(image_type())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DataFusionResult<ColumnarValue> {
+        evaluate(&args, |columns, options| {
+            let contents = ContentColumn::try_new(columns[0].as_ref())?;
+            let rows = columns[0].len();
+            let mut builder = ImageBuilder::with_capacity(rows);
+            let outcome = |row| Ok(contents.get(row).map(|content| decode(content, options.max_image_pixels)));
+            for_each_row(rows, options, outcome, |image| builder.append(image.as_ref().map(Image::view)))?;
+            Ok(builder.finish())
+        })
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        self.doc()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use image::{ImageBuffer, Rgba};
+
+    use super::*;
+
+    const MAX: u64 = 1 << 20;
+
+    fn picture() -> RgbImage {
+        RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, (x * y) as u8]))
+    }
+
+    fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn lossless_formats_keep_the_pixels() {
+        for (format, name) in FORMATS.into_iter().filter(|(format, _)| *format != ImageFormat::Jpeg) {
+            // 256 colours at most, for GIF.
+            let picture = RgbImage::from_fn(16, 9, |x, y| image::Rgb([(x * 17) as u8, (y * 31) as u8, 0]));
+            let decoded = decode(&encode(picture.clone(), format), MAX).unwrap();
+            let expected = Image { width: 16, height: 9, channels: 3, data: picture.into_raw() };
+            assert_eq!(decoded, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_object_is_an_error() {
+        for format in [ImageFormat::Jpeg, ImageFormat::WebP] {
+            let whole = encode(picture(), format);
+            for cut in 0..whole.len() {
+                assert!(decode(&whole[..cut], MAX).is_err(), "{format:?} cut to {cut} of {} bytes", whole.len());
+            }
+            let longer = [whole.as_slice(), b"not the image's"].concat();
+            assert_eq!(decode(&longer, MAX).unwrap(), decode(&whole, MAX).unwrap());
+        }
+        for (format, name) in FORMATS {
+            let whole = encode(picture(), format);
+            let half = decode(&whole[..whole.len() / 2], MAX);
+            assert!(half.is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_or_a_picture() {
+        for (format, _) in FORMATS {
+            let whole = encode(picture(), format);
+            for i in 0..whole.len() {
+                let mut damaged = whole.clone();
+                damaged[i] ^= 0x55;
+                if let Ok(image) = decode(&damaged, MAX) {
+                    let pixels = image.width as usize * image.height as usize;
+                    assert_eq!(image.data.len(), pixels * 3, "{format:?}, byte {i}");
+                    assert!(pixels as u64 <= MAX);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_and_alpha() {
+        let picture: ImageBuffer<Rgba<u16>, _> = ImageBuffer::from_pixel(2, 1, Rgba([0x12FF, 0x34FF, 0x56FF, 0]));
+        let decoded = decode(&encode(picture, ImageFormat::Png), MAX).unwrap();
+        assert_eq!(decoded.data, [0x12, 0x34, 0x56, 0x12, 0x34, 0x56]);
+    }
+
+    #[test]
+    fn the_size_is_checked_first() {
+        for (format, name) in FORMATS {
+            let error = decode(&encode(picture(), format), 1199).unwrap_err().to_string();
+            assert!(error.contains("40 x 30 pixels, more than pomona.max_image_pixels = 1199"), "{name}: {error}");
+            assert!(decode(&encode(picture(), format), 1200).is_ok(), "{name}");
+        }
+    }
+}

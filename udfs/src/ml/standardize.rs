@@ -1,0 +1,211 @@
+//! Standardizing: every feature with mean 0 and standard deviation 1.
+//!
+//! As Spark's `StandardScaler`: the sample standard deviation (n - 1), and a constant feature becomes
+//! 0.0. scikit-learn's divides by n instead.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{ArrayRef, Float64Array};
+use arrow::datatypes::{DataType, FieldRef};
+use datafusion::common::utils::take_function_args;
+use datafusion::error::Result;
+use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDFImpl, ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature,
+    Volatility,
+};
+use datafusion_macros::user_doc;
+
+use super::fit::{Fit, FitAccumulator, state_fields};
+use super::model::{ModelKind, Models, count_column, list_column};
+use super::moments::{Squares, Summary};
+use super::vectors::{VectorBuilder, VectorColumn, coerce_vector, list_of};
+
+static KIND: LazyLock<ModelKind> = LazyLock::new(|| {
+    ModelKind::new(
+        "standardize_fit",
+        [
+            ("count", DataType::Int64),
+            ("mean", list_of(DataType::Float64)),
+            ("std", list_of(DataType::Float64)),
+        ],
+    )
+});
+
+/// `standardize_fit(v)`
+#[user_doc(
+    doc_section(label = "Statistics"),
+    description = "Fits the mean and the sample standard deviation of each feature of vectors. Returns a model, a \
+                   struct {count, mean, std}, for `standardize`. NULL and empty vectors are ignored; without any \
+                   other vector the model is NULL.",
+    syntax_example = "standardize_fit(vector)",
+    sql_example = r#"```sql
+SELECT standardize_fit(v) AS model FROM (VALUES ([1.0, 10.0]), ([2.0, 10.0]), ([3.0, 10.0])) AS t(v);
+```"#,
+    argument(
+        name = "vector",
+        description = "A list of numbers; all of the same length, none NULL or NaN."
+    )
+)]
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct StandardizeFit {
+    signature: Signature,
+}
+
+impl StandardizeFit {
+    pub(super) fn new() -> Self {
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+        }
+    }
+}
+
+impl AggregateUDFImpl for StandardizeFit {
+    fn name(&self) -> &str {
+        KIND.fit()
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+        let [vector] = take_function_args(self.name(), arg_types)?;
+        Ok(vec![coerce_vector(self.name(), vector)?])
+    }
+
+    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
+        Ok(KIND.data_type())
+    }
+
+    fn accumulator(&self, args: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        FitAccumulator::boxed(MeanAndStd, &args)
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs) -> Result<Vec<FieldRef>> {
+        Ok(state_fields(&args))
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        self.doc()
+    }
+}
+
+#[derive(Debug)]
+struct MeanAndStd;
+
+impl Fit for MeanAndStd {
+    type Spread = Squares;
+
+    fn kind(&self) -> &'static ModelKind {
+        &KIND
+    }
+
+    fn check_features(&self, _features: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn columns(&self, moments: &Summary<'_, Squares>) -> Result<Vec<ArrayRef>> {
+        // One row varies in nothing: its features are constant.
+        let freedom = moments.count.saturating_sub(1).max(1) as f64;
+        let std = moments.spread.values().iter().map(|square| (square / freedom).sqrt());
+        Ok(vec![
+            count_column(moments.count),
+            list_column(Arc::new(Float64Array::from(moments.mean.clone()))),
+            list_column(Arc::new(Float64Array::from_iter_values(std))),
+        ])
+    }
+}
+
+/// `standardize(v, model)`
+#[user_doc(
+    doc_section(label = "Statistics"),
+    description = "Removes the mean of each feature and scales it to unit variance, with a model of `standardize_fit`. \
+                   A feature that was constant in the fit becomes 0.0. The result has the type of the vector.",
+    syntax_example = "standardize(vector, model)",
+    sql_example = r#"```sql
+SELECT standardize([4.0, 10.0], (
+    SELECT standardize_fit(v) FROM (VALUES ([1.0, 10.0]), ([2.0, 10.0]), ([3.0, 10.0])) AS t(v)
+)) AS standardized;
+```"#,
+    argument(
+        name = "vector",
+        description = "A list of numbers, as long as those of the fit. NULL or empty: NULL."
+    ),
+    argument(name = "model", description = "What `standardize_fit` returned.")
+)]
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Standardize {
+    signature: Signature,
+}
+
+impl Standardize {
+    pub(super) fn new() -> Self {
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+        }
+    }
+}
+
+impl ScalarUDFImpl for Standardize {
+    fn name(&self) -> &str {
+        "standardize"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+        let [vector, model] = take_function_args(self.name(), arg_types)?;
+        Ok(vec![
+            coerce_vector(self.name(), vector)?,
+            KIND.coerce(self.name(), model)?,
+        ])
+    }
+
+    fn return_type(&self, arg_types: &[DataType]) -> Result<DataType> {
+        let [vector, _] = take_function_args(self.name(), arg_types)?;
+        Ok(vector.clone())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let [vectors, model] = take_function_args(self.name(), &args.args)?;
+        let vectors = vectors.to_array(args.number_rows)?;
+        let models = KIND.read(self.name(), model, args.number_rows)?;
+        let vectors = VectorColumn::try_new(self.name(), vectors.as_ref())?;
+        let standardized = VectorBuilder::try_new(args.return_type(), args.number_rows)?;
+        Ok(ColumnarValue::Array(standardize(&vectors, &models, standardized)?))
+    }
+
+    fn documentation(&self) -> Option<&Documentation> {
+        self.doc()
+    }
+}
+
+/// `(x - mean) / std` for each feature of each vector; 0 where `std` is.
+fn standardize(vectors: &VectorColumn<'_>, models: &Models<'_>, mut standardized: VectorBuilder) -> Result<ArrayRef> {
+    let mut row = vec![];
+    for run in models.runs() {
+        if models.is_null(run.start) {
+            run.for_each(|_| standardized.append_null());
+            continue;
+        }
+        let (mean, std) = (models.vector(run.start, "mean")?, models.vector(run.start, "std")?);
+        if std.len() != mean.len() {
+            return Err(models.broken("std"));
+        }
+        for i in run {
+            let Some(vector) = vectors.get(i)? else {
+                standardized.append_null();
+                continue;
+            };
+            models.check_length(vector.len(), mean.len())?;
+            row.clear();
+            vector.extend_into(&mut row);
+            let scaled = row.iter().zip(mean).zip(std);
+            standardized.append(scaled.map(|((x, mean), std)| if *std == 0.0 { 0.0 } else { (x - mean) / std }));
+        }
+    }
+    standardized.finish()
+}
