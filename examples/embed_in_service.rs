@@ -63,8 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// A picture that is not among the known.
 async fn unseen_picture(ctx: &SessionContext) -> Result<Vec<u8>, Box<dyn Error>> {
-    let query =
-        "SELECT arrow_cast(content, 'Binary') FROM images('sample://fruits/Test/') WHERE label = 'Lemon' LIMIT 1";
+    let query = "SELECT content FROM images('sample://fruits/Test/') WHERE label = 'Lemon' LIMIT 1";
     let batches = ctx.sql(query).await?.collect().await?;
     let content = batches.first().and_then(|batch| batch.columns().first());
     let content = content

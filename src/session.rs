@@ -99,7 +99,7 @@ impl SessionBuilder {
     /// # Errors
     /// Where the machine gives no folder for files that are spilled.
     pub fn build(self) -> Result<SessionContext> {
-        register_bundled_models();
+        register_bundled_models()?;
 
         let mut runtime = RuntimeEnvBuilder::new()
             .with_object_store_registry(Arc::new(PomonaStores::new()))
@@ -144,12 +144,12 @@ impl SessionBuilder {
 }
 
 /// The small model that comes with Pomona, so that a first query needs no file.
-fn register_bundled_models() {
+fn register_bundled_models() -> Result<()> {
     registry::register_bundled(
         "resnet-mini",
         include_str!("../models/resnet-mini/preprocessor_config.json"),
         include_bytes!("../models/resnet-mini/model.onnx"),
-    );
+    )
 }
 
 /// Puts Pomona's settings where the caller left DataFusion's defaults.

@@ -95,6 +95,13 @@ async fn a_filter_on_the_label_gets_its_images_alone() {
     );
     assert_eq!(integers(&kiwis, "width"), [8; 4]);
     assert_eq!(server.take_keys("GetObject"), keys);
+
+    let explain = "EXPLAIN SELECT content FROM fruits WHERE label = 'Kiwi'";
+    let plan = strings(&rows(&session, explain).await.unwrap(), "plan").concat();
+    let bytes: usize = (10..14).map(|shade| picture(shade).len()).sum();
+    let told = format!("location=s3://fruits/Training/, listed=12, pruned=8, to_fetch=4, bytes={bytes}");
+    assert!(plan.contains(&told), "{plan}");
+    assert_eq!(server.take_keys("GetObject"), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -233,7 +240,7 @@ async fn an_object_that_is_gone_follows_the_policy() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("s3://fruits/Training/Kiwi/2.png") && error.contains("get"),
+        error.contains("get: s3://fruits/Training/Kiwi/2.png") && error.contains("it is gone"),
         "{error}"
     );
 

@@ -244,7 +244,9 @@ async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Handle
     }
     let mut runner = Runner::new(ctx, engine, print, variables);
     if action.is_some() && !sources.is_empty() {
-        return Err(Stop::Failed("-c and -f run SQL: they do not go with a subcommand".to_owned()));
+        return Err(Stop::Failed(
+            "-c and -f run SQL: they do not go with a subcommand".to_owned(),
+        ));
     }
     match action {
         Some(Action::Model { action }) => return model::run(action, &mut runner).await,

@@ -48,7 +48,7 @@ impl Out {
     fn new(inner: impl Write + 'static) -> Self {
         Self {
             inner: Box::new(inner),
-            closed: false,
+            closed: Rc::default(),
         }
     }
 

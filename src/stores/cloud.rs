@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion_cli::object_storage::{AwsOptions, GcpOptions, get_gcs_object_store_builder, get_s3_object_store_builder};
+use datafusion_cli::object_storage::{
+    AwsOptions, GcpOptions, get_gcs_object_store_builder, get_s3_object_store_builder,
+};
 use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::GoogleConfigKey;
@@ -18,8 +20,9 @@ use super::io::{self, IoConnector};
 
 const USER_AGENT: &str = concat!("pomona/", env!("CARGO_PKG_VERSION"));
 
-/// The longest that finding credentials and a bucket's region may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest that finding credentials and a bucket's region may take. Away from Amazon the SDK
+/// gives up looking for an instance's after about ten seconds.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An endpoint that cannot be reached is an error within 20 seconds (a connection is tried for 5),
 /// one that refuses within 3; a busy one gets time to recover.
@@ -71,10 +74,17 @@ pub(super) async fn open(url: &Url, options: &StoreOptions) -> Result<(Arc<dyn O
 
 async fn open_s3(url: &Url, mut options: AwsOptions) -> Result<(Arc<dyn ObjectStore>, String)> {
     let variables = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-    let endpoint = options.endpoint.clone().or_else(|| variables.into_iter().find_map(variable));
+    let endpoint = options
+        .endpoint
+        .clone()
+        .or_else(|| variables.into_iter().find_map(variable));
     if let Some(endpoint) = &endpoint {
         // Without a region Amazon is asked for the bucket's, which is not there.
-        if options.region.is_none() && variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION")).is_none() {
+        if options.region.is_none()
+            && variable("AWS_REGION")
+                .or_else(|| variable("AWS_DEFAULT_REGION"))
+                .is_none()
+        {
             options.region = Some("us-east-1".to_owned());
         }
         // Who writes http:// means it.
@@ -82,12 +92,16 @@ async fn open_s3(url: &Url, mut options: AwsOptions) -> Result<(Arc<dyn ObjectSt
             options.allow_http = Some(true);
         }
     }
-    let mut builder = get_s3_object_store_builder(url, &options, false).await.map_err(|e| failure(&e))?;
+    let mut builder = get_s3_object_store_builder(url, &options, false)
+        .await
+        .map_err(|e| failure(&e))?;
     if let Some(endpoint) = &options.endpoint {
         // Else AWS_ENDPOINT_URL_S3 would come before the option.
         builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
     }
-    let unsigned = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).is_some_and(|v| is_true(&v));
+    let unsigned = builder
+        .get_config_value(&AmazonS3ConfigKey::SkipSignature)
+        .is_some_and(|v| is_true(&v));
     let credentials = s3_credentials(&options, unsigned, variable);
     let store = builder
         .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::UserAgent), USER_AGENT)
@@ -123,10 +137,13 @@ fn open_gcs(url: &Url, options: &GcpOptions) -> Result<(Arc<dyn ObjectStore>, St
         .with_retry(retries())
         .with_http_connector(IoConnector)
         .build()?;
-    let from_options =
-        [&options.service_account_path, &options.service_account_key, &options.application_credentials_path]
-            .into_iter()
-            .any(Option::is_some);
+    let from_options = [
+        &options.service_account_path,
+        &options.service_account_key,
+        &options.application_credentials_path,
+    ]
+    .into_iter()
+    .any(Option::is_some);
     let credentials = if from_options {
         "the options gcp.*".to_owned()
     } else {
@@ -182,7 +199,10 @@ fn is_true(value: &str) -> bool {
 }
 
 fn failure(message: &dyn Display) -> Error {
-    Error::Generic { store: "store", source: redact(&message.to_string()).into() }
+    Error::Generic {
+        store: "store",
+        source: redact(&message.to_string()).into(),
+    }
 }
 
 #[cfg(test)]
@@ -191,11 +211,21 @@ mod tests {
 
     #[test]
     fn credentials_are_told_by_where_they_come_from() {
-        let with_key = AwsOptions { access_key_id: Some("id".into()), ..AwsOptions::default() };
+        let with_key = AwsOptions {
+            access_key_id: Some("id".into()),
+            ..AwsOptions::default()
+        };
         let unset = |_: &'static str| None;
         let set = |name: &'static str| (name == "AWS_ACCESS_KEY_ID").then(|| "AKIA".to_owned());
         for (options, unsigned, told) in [
-            (AwsOptions { skip_signature: Some(true), ..AwsOptions::default() }, true, "aws.skip_signature"),
+            (
+                AwsOptions {
+                    skip_signature: Some(true),
+                    ..AwsOptions::default()
+                },
+                true,
+                "aws.skip_signature",
+            ),
             (AwsOptions::default(), true, "none found"),
             (with_key, false, "aws.access_key_id"),
             (AwsOptions::default(), false, "SDK"),

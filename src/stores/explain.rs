@@ -128,20 +128,45 @@ pub(super) fn explain(error: Error, operation: Operation, root: &str, path: Opti
         operation,
         url: path.map_or_else(|| root.to_owned(), |path| format!("{root}/{path}")),
         text,
-        credentials: if shows_credentials { credentials.to_owned() } else { String::new() },
+        credentials: if shows_credentials {
+            credentials.to_owned()
+        } else {
+            String::new()
+        },
         remedy: remedy(cause, scheme, operation, credentials, facts.region.as_deref()),
     });
     match error {
-        Error::NotFound { path, .. } => Error::NotFound { path, source: explained },
-        Error::AlreadyExists { path, .. } => Error::AlreadyExists { path, source: explained },
-        Error::Precondition { path, .. } => Error::Precondition { path, source: explained },
-        Error::NotModified { path, .. } => Error::NotModified { path, source: explained },
-        Error::PermissionDenied { path, .. } => Error::PermissionDenied { path, source: explained },
-        Error::Unauthenticated { path, .. } => Error::Unauthenticated { path, source: explained },
+        Error::NotFound { path, .. } => Error::NotFound {
+            path,
+            source: explained,
+        },
+        Error::AlreadyExists { path, .. } => Error::AlreadyExists {
+            path,
+            source: explained,
+        },
+        Error::Precondition { path, .. } => Error::Precondition {
+            path,
+            source: explained,
+        },
+        Error::NotModified { path, .. } => Error::NotModified {
+            path,
+            source: explained,
+        },
+        Error::PermissionDenied { path, .. } => Error::PermissionDenied {
+            path,
+            source: explained,
+        },
+        Error::Unauthenticated { path, .. } => Error::Unauthenticated {
+            path,
+            source: explained,
+        },
         Error::NotSupported { .. } => Error::NotSupported { source: explained },
         // Says which method of which store, and nothing else.
         Error::NotImplemented { .. } => error,
-        _ => Error::Generic { store: "store", source: explained },
+        _ => Error::Generic {
+            store: "store",
+            source: explained,
+        },
     }
 }
 
@@ -164,8 +189,11 @@ const DENIED: [&str; 14] = [
 
 const NO_BUCKET: [&str; 3] = ["ContainerNotFound", "NoSuchBucket", "FilesystemNotFound"];
 
-const WRONG_REGION: [&str; 3] =
-    ["AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"];
+const WRONG_REGION: [&str; 3] = [
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+];
 
 /// What an error says, as far as it may be shown.
 #[derive(Debug, Default)]
@@ -246,7 +274,10 @@ impl Facts {
             Cause::NotFound => return "it does not exist".to_owned(),
             Cause::Unreachable => return format!("the endpoint cannot be reached ({})", self.innermost),
             Cause::BadKey => {
-                return format!("it holds an object whose key cannot be addressed ({})", clean(&error.to_string(), 300));
+                return format!(
+                    "it holds an object whose key cannot be addressed ({})",
+                    clean(&error.to_string(), 300)
+                );
             }
             Cause::Denied => "access denied",
             Cause::NoBucket => "there is no such bucket",
@@ -314,7 +345,11 @@ fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 /// `text` on one line, not longer than `max` characters.
 fn clean(text: &str, max: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(max).collect();
+    let line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(max)
+        .collect();
     line.trim().to_owned()
 }
 
@@ -329,7 +364,15 @@ pub(super) fn redact(text: &str) -> String {
 
 fn redact_word(word: &str) -> String {
     const HIDDEN: &str = "[hidden]";
-    const MARKS: [&str; 7] = ["signature=", "credential=", "secret=", "password=", "token=", "key=", "keyid="];
+    const MARKS: [&str; 7] = [
+        "signature=",
+        "credential=",
+        "secret=",
+        "password=",
+        "token=",
+        "key=",
+        "keyid=",
+    ];
     let lower = word.to_ascii_lowercase();
     let is_key_id = |part: &str| {
         part.len() >= 16
@@ -346,7 +389,11 @@ fn redact_word(word: &str) -> String {
         return format!("{scheme}://{host}{path}");
     }
     let has_key_id = word.split(|c: char| !c.is_ascii_alphanumeric()).any(is_key_id);
-    if has_key_id || MARKS.iter().any(|mark| lower.contains(mark)) { HIDDEN.to_owned() } else { word.to_owned() }
+    if has_key_id || MARKS.iter().any(|mark| lower.contains(mark)) {
+        HIDDEN.to_owned()
+    } else {
+        word.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -359,7 +406,10 @@ mod tests {
         <StringToSign>AWS4-HMAC-SHA256 abc</StringToSign><CanonicalRequest>GET /b</CanonicalRequest></Error>";
 
     fn generic(text: &str) -> Error {
-        Error::Generic { store: "S3", source: text.into() }
+        Error::Generic {
+            store: "S3",
+            source: text.into(),
+        }
     }
 
     fn explained(error: Error) -> String {
@@ -370,7 +420,11 @@ mod tests {
     #[test]
     fn an_answer_of_s3_is_told_without_what_it_echoes() {
         let text = explained(generic(FORBIDDEN));
-        for part in ["cannot list s3://b/Training", "access denied (403 Forbidden, SignatureDoesNotMatch", "the environment"] {
+        for part in [
+            "cannot list s3://b/Training",
+            "access denied (403 Forbidden, SignatureDoesNotMatch",
+            "the environment",
+        ] {
             assert!(text.contains(part), "{part} is not in: {text}");
         }
         for secret in ["AKIA", "AWS4", "hunter2", "Canonical", "abc"] {
@@ -381,14 +435,25 @@ mod tests {
     #[test]
     fn causes_have_remedies() {
         let answer = |code: &str, status: &str| {
-            generic(&format!("status code: {status}: <Error><Code>{code}</Code><Region>eu-west-3</Region></Error>"))
+            generic(&format!(
+                "status code: {status}: <Error><Code>{code}</Code><Region>eu-west-3</Region></Error>"
+            ))
         };
         for (error, part) in [
             (answer("NoSuchBucket", "404 Not Found"), "no such bucket"),
-            (answer("AuthorizationHeaderMalformed", "400 Bad Request"), "AWS_REGION=eu-west-3"),
-            (generic("Received redirect without LOCATION, this normally"), "another region"),
+            (
+                answer("AuthorizationHeaderMalformed", "400 Bad Request"),
+                "AWS_REGION=eu-west-3",
+            ),
+            (
+                generic("Received redirect without LOCATION, this normally"),
+                "another region",
+            ),
             (answer("InvalidAccessKeyId", "403 Forbidden"), "access denied"),
-            (answer("SlowDown", "503 Service Unavailable"), "503 Service Unavailable, SlowDown"),
+            (
+                answer("SlowDown", "503 Service Unavailable"),
+                "503 Service Unavailable, SlowDown",
+            ),
         ] {
             let text = explained(error);
             assert!(text.contains(part), "{part} is not in: {text}");
@@ -397,7 +462,10 @@ mod tests {
 
     #[test]
     fn the_kind_of_error_stays_and_it_is_explained_once() {
-        let gone = Error::NotFound { path: "a".into(), source: "no".into() };
+        let gone = Error::NotFound {
+            path: "a".into(),
+            source: "no".into(),
+        };
         let once = explain(gone, Operation::Read, "s3://b", None, "");
         assert!(matches!(once, Error::NotFound { .. }));
         assert_eq!(cause_of(&once).0, Cause::NotFound);
@@ -408,9 +476,15 @@ mod tests {
     #[test]
     fn secrets_are_redacted() {
         for (text, expected) in [
-            ("GET https://me:pw@host/a/b?sig=x#y failed", "GET https://host/a/b failed"),
+            (
+                "GET https://me:pw@host/a/b?sig=x#y failed",
+                "GET https://host/a/b failed",
+            ),
             ("no key AKIAIOSFODNN7EXAMPLE, sorry", "no key [hidden] sorry"),
-            ("Authorization Credential=AB/20/us Signature=ff", "Authorization [hidden] [hidden]"),
+            (
+                "Authorization Credential=AB/20/us Signature=ff",
+                "Authorization [hidden] [hidden]",
+            ),
             ("answer: {\"token\": \"x\"}", "answer:"),
             ("Missing SecretAccessKey", "Missing SecretAccessKey"),
             ("two\nlines", "two lines"),

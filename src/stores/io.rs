@@ -69,7 +69,10 @@ pub(crate) struct IoConnector;
 
 impl HttpConnector for IoConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let handle = handle().map_err(|e| object_store::Error::Generic { store: "I/O", source: e.into() })?;
+        let handle = handle().map_err(|e| object_store::Error::Generic {
+            store: "I/O",
+            source: e.into(),
+        })?;
         let client = SpawnedReqwestConnector::new(handle.clone()).connect(options)?;
         Ok(HttpClient::new(CountingService(client)))
     }

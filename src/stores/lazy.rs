@@ -49,7 +49,10 @@ pub(super) struct Explainer {
 
 impl Explainer {
     pub(super) fn new(root: String, credentials: String) -> Self {
-        Self { root: root.into(), credentials: credentials.into() }
+        Self {
+            root: root.into(),
+            credentials: credentials.into(),
+        }
     }
 
     pub(super) fn explain(&self, error: Error, operation: Operation, path: Option<&Path>) -> Error {
@@ -59,7 +62,10 @@ impl Explainer {
 
 impl Opened {
     fn new(root: &str, store: Arc<dyn ObjectStore>, credentials: String) -> Self {
-        Self { store, explainer: Explainer::new(root.to_owned(), credentials) }
+        Self {
+            store,
+            explainer: Explainer::new(root.to_owned(), credentials),
+        }
     }
 
     /// Awaits an operation of the store and explains its error.
@@ -69,20 +75,30 @@ impl Opened {
         path: Option<&Path>,
         result: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        result.await.map_err(|error| self.explainer.explain(error, operation, path))
+        result
+            .await
+            .map_err(|error| self.explainer.explain(error, operation, path))
     }
 }
 
 impl LazyStore {
     /// The store at `url`, which is opened with `options` when it is first used.
     pub(super) fn new(root: String, url: Url, options: StoreOptions) -> Self {
-        Self(Arc::new(Inner { root, source: Some((url, options)), opened: OnceCell::new() }))
+        Self(Arc::new(Inner {
+            root,
+            source: Some((url, options)),
+            opened: OnceCell::new(),
+        }))
     }
 
     /// A store that is open.
     pub(super) fn opened(root: String, store: Arc<dyn ObjectStore>) -> Self {
         let opened = Opened::new(&root, store, String::new());
-        Self(Arc::new(Inner { root, source: None, opened: OnceCell::new_with(Some(opened)) }))
+        Self(Arc::new(Inner {
+            root,
+            source: None,
+            opened: OnceCell::new_with(Some(opened)),
+        }))
     }
 
     /// The stream that `start` makes of the opened store, its errors explained.
@@ -109,7 +125,10 @@ impl Inner {
         self.opened
             .get_or_try_init(|| async {
                 let Some((url, options)) = &self.source else {
-                    return Err(Error::Generic { store: "store", source: "it is not open and cannot be opened".into() });
+                    return Err(Error::Generic {
+                        store: "store",
+                        source: "it is not open and cannot be opened".into(),
+                    });
                 };
                 match cloud::open(url, options).await {
                     Ok((store, credentials)) => Ok(Opened::new(&self.root, store, credentials)),
@@ -136,7 +155,13 @@ impl fmt::Display for LazyStore {
 impl ObjectStore for LazyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let opened = self.0.open().await?;
-        opened.explained(Operation::Write, Some(location), opened.store.put_opts(location, payload, options)).await
+        opened
+            .explained(
+                Operation::Write,
+                Some(location),
+                opened.store.put_opts(location, payload, options),
+            )
+            .await
     }
 
     async fn put_multipart_opts(
@@ -147,14 +172,22 @@ impl ObjectStore for LazyStore {
         let opened = self.0.open().await?;
         let upload = opened.store.put_multipart_opts(location, options);
         let upload = opened.explained(Operation::Write, Some(location), upload).await?;
-        Ok(Box::new(GuardedUpload::new(upload, opened.explainer.clone(), location.clone())))
+        Ok(Box::new(GuardedUpload::new(
+            upload,
+            opened.explainer.clone(),
+            location.clone(),
+        )))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let opened = self.0.open().await?;
         let get = opened.store.get_opts(location, options);
-        let GetResult { payload, meta, range, attributes } =
-            opened.explained(Operation::Read, Some(location), get).await?;
+        let GetResult {
+            payload,
+            meta,
+            range,
+            attributes,
+        } = opened.explained(Operation::Read, Some(location), get).await?;
         let payload = match payload {
             GetResultPayload::Stream(body) => {
                 let (explainer, location) = (opened.explainer.clone(), location.clone());
@@ -163,12 +196,23 @@ impl ObjectStore for LazyStore {
             }
             file => file,
         };
-        Ok(GetResult { payload, meta, range, attributes })
+        Ok(GetResult {
+            payload,
+            meta,
+            range,
+            attributes,
+        })
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let opened = self.0.open().await?;
-        opened.explained(Operation::Read, Some(location), opened.store.get_ranges(location, ranges)).await
+        opened
+            .explained(
+                Operation::Read,
+                Some(location),
+                opened.store.get_ranges(location, ranges),
+            )
+            .await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -181,21 +225,29 @@ impl ObjectStore for LazyStore {
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
         let offset = offset.clone();
-        self.stream(Operation::List, prefix.cloned(), move |store, prefix| store.list_with_offset(prefix, &offset))
+        self.stream(Operation::List, prefix.cloned(), move |store, prefix| {
+            store.list_with_offset(prefix, &offset)
+        })
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let opened = self.0.open().await?;
-        opened.explained(Operation::List, prefix, opened.store.list_with_delimiter(prefix)).await
+        opened
+            .explained(Operation::List, prefix, opened.store.list_with_delimiter(prefix))
+            .await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let opened = self.0.open().await?;
-        opened.explained(Operation::Write, Some(to), opened.store.copy_opts(from, to, options)).await
+        opened
+            .explained(Operation::Write, Some(to), opened.store.copy_opts(from, to, options))
+            .await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         let opened = self.0.open().await?;
-        opened.explained(Operation::Write, Some(to), opened.store.rename_opts(from, to, options)).await
+        opened
+            .explained(Operation::Write, Some(to), opened.store.rename_opts(from, to, options))
+            .await
     }
 }

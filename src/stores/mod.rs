@@ -53,7 +53,11 @@ const AWS_OPTIONS: [&str; 10] = [
     "cos",
 ];
 
-const GCP_OPTIONS: [&str; 3] = ["service_account_path", "service_account_key", "application_credentials_path"];
+const GCP_OPTIONS: [&str; 3] = [
+    "service_account_path",
+    "service_account_key",
+    "application_credentials_path",
+];
 
 /// The stores of a session: one for every bucket, made when a URL first asks for it.
 ///
@@ -136,7 +140,11 @@ fn check_option(url: &Url, key: &str, option: &str, schemes: &[&str], known: &[&
         return config_err!("there is no option {key}; there are: {}", known.join(", "));
     }
     if !schemes.contains(&url.scheme()) {
-        return config_err!("the option {key} is for {}, not for {}", schemes.join(" and "), url.scheme());
+        return config_err!(
+            "the option {key} is for {}, not for {}",
+            schemes.join(" and "),
+            url.scheme()
+        );
     }
     Ok(())
 }
@@ -191,7 +199,10 @@ mod tests {
     }
 
     fn options(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -206,27 +217,47 @@ mod tests {
         assert!(!Arc::ptr_eq(&made, &registered));
         // Registering what came from here wraps it no further.
         stores.register_store(&url("s3://bucket"), Arc::clone(&registered));
-        assert!(Arc::ptr_eq(&registered, &stores.get_store(&url("s3://bucket/a")).unwrap()));
+        assert!(Arc::ptr_eq(
+            &registered,
+            &stores.get_store(&url("s3://bucket/a")).unwrap()
+        ));
     }
 
     #[test]
     fn unknown_schemes_list_the_known() {
-        let error = PomonaStores::new().get_store(&url("hdfs://host/x")).unwrap_err().to_string();
+        let error = PomonaStores::new()
+            .get_store(&url("hdfs://host/x"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("s3://bucket/"), "{error}");
     }
 
     #[test]
     fn roots_hold_containers_but_no_passwords() {
-        assert_eq!(root(&url("https://user:secret@host:8080/a?sig=secret")), "https://host:8080");
-        assert_eq!(root(&url("abfss://images@acc.dfs.core.windows.net/x")), "abfss://images@acc.dfs.core.windows.net");
+        assert_eq!(
+            root(&url("https://user:secret@host:8080/a?sig=secret")),
+            "https://host:8080"
+        );
+        assert_eq!(
+            root(&url("abfss://images@acc.dfs.core.windows.net/x")),
+            "abfss://images@acc.dfs.core.windows.net"
+        );
         assert_eq!(root(&url("file:///a/b")), "file://");
     }
 
     #[test]
     fn options_are_checked() {
         let bucket = url("s3://bucket/");
-        assert!(store_with_options(&bucket, &options(&[("images.glob", "*")])).unwrap().is_none());
-        assert!(store_with_options(&bucket, &options(&[("aws.region", "eu-west-1")])).unwrap().is_some());
+        assert!(
+            store_with_options(&bucket, &options(&[("images.glob", "*")]))
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            store_with_options(&bucket, &options(&[("aws.region", "eu-west-1")]))
+                .unwrap()
+                .is_some()
+        );
         for (url, pairs) in [
             (&bucket, [("aws.regoin", "x")]),
             (&bucket, [("aws.access_key_id", "x")]),

@@ -22,7 +22,9 @@ static ABORTED: Condvar = Condvar::new();
 /// are. A program calls it before it ends.
 pub fn wait_for_aborts(timeout: Duration) -> bool {
     let mut aborting = ABORTING.lock();
-    !ABORTED.wait_while_for(&mut aborting, |count| *count > 0, timeout).timed_out()
+    !ABORTED
+        .wait_while_for(&mut aborting, |count| *count > 0, timeout)
+        .timed_out()
 }
 
 /// An upload that is aborted when it is dropped before it is complete.
@@ -36,7 +38,11 @@ pub(super) struct GuardedUpload {
 
 impl GuardedUpload {
     pub(super) fn new(upload: Box<dyn MultipartUpload>, explainer: Explainer, location: Path) -> Self {
-        Self { upload: Some(upload), explainer, location }
+        Self {
+            upload: Some(upload),
+            explainer,
+            location,
+        }
     }
 
     fn upload(&mut self) -> Result<&mut Box<dyn MultipartUpload>> {
@@ -55,7 +61,8 @@ impl MultipartUpload for GuardedUpload {
             Err(error) => return futures::future::ready(Err(error)).boxed(),
         };
         let (explainer, location) = (self.explainer.clone(), self.location.clone());
-        part.map(move |result| result.map_err(|e| explainer.explain(e, Operation::Write, Some(&location)))).boxed()
+        part.map(move |result| result.map_err(|e| explainer.explain(e, Operation::Write, Some(&location))))
+            .boxed()
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
@@ -132,7 +139,10 @@ mod tests {
 
         async fn complete(&mut self) -> Result<PutResult> {
             self.completed.fetch_add(1, Ordering::SeqCst);
-            Ok(PutResult { e_tag: None, version: None })
+            Ok(PutResult {
+                e_tag: None,
+                version: None,
+            })
         }
 
         async fn abort(&mut self) -> Result<()> {

@@ -95,10 +95,18 @@ impl FetchSpec {
                 Some(i) => rows.columns().get(*i),
                 None => content,
             })
-            .map(|column| column.cloned().ok_or_else(|| internal_datafusion_err!("FetchExec lacks a column")))
+            .map(|column| {
+                column
+                    .cloned()
+                    .ok_or_else(|| internal_datafusion_err!("FetchExec lacks a column"))
+            })
             .collect::<Result<_>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
+        Ok(RecordBatch::try_new_with_options(
+            Arc::clone(&self.schema),
+            columns,
+            &options,
+        )?)
     }
 }
 
@@ -124,7 +132,14 @@ impl FetchExec {
         limit: Option<usize>,
     ) -> Self {
         let properties = Arc::new(properties(&input, &spec.schema));
-        Self { input, spec: Arc::new(spec), store, limit, properties, metrics: ExecutionPlanMetricsSet::new() }
+        Self {
+            input,
+            spec: Arc::new(spec),
+            store,
+            limit,
+            properties,
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
     }
 
     /// The same node with other parts, and metrics of its own.
@@ -142,16 +157,24 @@ impl FetchExec {
 
 /// How the rows of a listing are sorted.
 pub(crate) fn by_path(path: usize) -> PhysicalSortExpr {
-    let options = SortOptions { descending: false, nulls_first: false };
+    let options = SortOptions {
+        descending: false,
+        nulls_first: false,
+    };
     PhysicalSortExpr::new(Arc::new(Column::new("path", path)), options)
 }
 
 fn properties(input: &Arc<dyn ExecutionPlan>, schema: &SchemaRef) -> PlanProperties {
-    let is_sorted = input
-        .schema()
+    let is_sorted = input.schema().index_of("path").is_ok_and(|path| {
+        input
+            .output_ordering()
+            .is_some_and(|ordering| *ordering.first() == by_path(path))
+    });
+    let ordering = schema
         .index_of("path")
-        .is_ok_and(|path| input.output_ordering().is_some_and(|ordering| *ordering.first() == by_path(path)));
-    let ordering = schema.index_of("path").ok().filter(|_| is_sorted).and_then(|path| LexOrdering::new([by_path(path)]));
+        .ok()
+        .filter(|_| is_sorted)
+        .and_then(|path| LexOrdering::new([by_path(path)]));
     PlanProperties::new(
         EquivalenceProperties::new_with_orderings(Arc::clone(schema), ordering),
         Partitioning::UnknownPartitioning(input.output_partitioning().partition_count()),
@@ -162,7 +185,14 @@ fn properties(input: &Arc<dyn ExecutionPlan>, schema: &SchemaRef) -> PlanPropert
 
 impl DisplayAs for FetchExec {
     fn fmt_as(&self, t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FetchSpec { location, listed, pruned, to_fetch, bytes, .. } = self.spec.as_ref();
+        let FetchSpec {
+            location,
+            listed,
+            pruned,
+            to_fetch,
+            bytes,
+            ..
+        } = self.spec.as_ref();
         match t {
             DisplayFormatType::Default | DisplayFormatType::Verbose => {
                 write!(
@@ -302,7 +332,11 @@ impl ExecutionPlan for FetchExec {
     }
 
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {
-        Some(Arc::new(self.with(Arc::clone(&self.input), limit, Arc::clone(&self.properties))))
+        Some(Arc::new(self.with(
+            Arc::clone(&self.input),
+            limit,
+            Arc::clone(&self.properties),
+        )))
     }
 
     fn fetch(&self) -> Option<usize> {
@@ -461,7 +495,11 @@ struct Held {
 impl Budget {
     fn new(bytes: usize, memory: MemoryReservation) -> Self {
         let total = u32::try_from(bytes).unwrap_or(u32::MAX).max(1);
-        Self { permits: Arc::new(Semaphore::new(total as usize)), total, memory }
+        Self {
+            permits: Arc::new(Semaphore::new(total as usize)),
+            total,
+            memory,
+        }
     }
 
     /// Holds `bytes` if they are free; what is larger than the budget takes all of it.
@@ -472,7 +510,10 @@ impl Budget {
         };
         let memory = self.memory.new_empty();
         match memory.try_grow(usize::try_from(bytes).unwrap_or(usize::MAX)) {
-            Ok(()) => Ok(Some(Held { _permit: permit, _memory: memory })),
+            Ok(()) => Ok(Some(Held {
+                _permit: permit,
+                _memory: memory,
+            })),
             // What is held will be given back.
             Err(_) if self.permits.available_permits() + (permits as usize) < self.total as usize => Ok(None),
             Err(error) => Err(error),
@@ -509,20 +550,34 @@ struct Open {
 impl Open {
     fn try_new(rows: RecordBatch) -> Result<Self> {
         let (Some(paths), Some(sizes)) = (
-            rows.column_by_name("path").and_then(|column| column.as_string_opt::<i32>()),
-            rows.column_by_name("size").and_then(|column| column.as_primitive_opt::<Int64Type>()),
+            rows.column_by_name("path")
+                .and_then(|column| column.as_string_opt::<i32>()),
+            rows.column_by_name("size")
+                .and_then(|column| column.as_primitive_opt::<Int64Type>()),
         ) else {
             return internal_err!("FetchExec reads a listing with path and size, not {}", rows.schema());
         };
         let (paths, sizes) = (paths.clone(), sizes.clone());
-        Ok(Self { rows, paths, sizes, started: 0, emitted: 0, contents: vec![], bytes: 0, held: vec![] })
+        Ok(Self {
+            rows,
+            paths,
+            sizes,
+            started: 0,
+            emitted: 0,
+            contents: vec![],
+            bytes: 0,
+            held: vec![],
+        })
     }
 
     fn next_object(&mut self) -> Option<Object> {
         let i = self.started;
         (i < self.rows.num_rows()).then(|| {
             self.started += 1;
-            Object { path: self.paths.value(i).to_owned(), size: u64::try_from(self.sizes.value(i)).unwrap_or(0) }
+            Object {
+                path: self.paths.value(i).to_owned(),
+                size: u64::try_from(self.sizes.value(i)).unwrap_or(0),
+            }
         })
     }
 }
@@ -558,20 +613,23 @@ impl Pipeline {
             let (sender, receiver) = mpsc::channel(1);
             let mut task = JoinSet::new();
             task.spawn_on(self.run(sender), io::handle()?);
-            Ok::<_, DataFusionError>(futures::stream::unfold((receiver, task), |(mut receiver, mut task)| async move {
-                if let Some(Fetched { batch, held }) = receiver.recv().await {
-                    drop(held);
-                    return Some((Ok(batch), (receiver, task)));
-                }
-                // All batches have come; the task says whether they are all there are.
-                let error = match task.join_next().await? {
-                    Ok(Ok(())) => return None,
-                    Ok(Err(error)) => error,
-                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                    Err(error) => DataFusionError::ExecutionJoin(Box::new(error)),
-                };
-                Some((Err(error), (receiver, task)))
-            }))
+            Ok::<_, DataFusionError>(futures::stream::unfold(
+                (receiver, task),
+                |(mut receiver, mut task)| async move {
+                    if let Some(Fetched { batch, held }) = receiver.recv().await {
+                        drop(held);
+                        return Some((Ok(batch), (receiver, task)));
+                    }
+                    // All batches have come; the task says whether they are all there are.
+                    let error = match task.join_next().await? {
+                        Ok(Ok(())) => return None,
+                        Ok(Err(error)) => error,
+                        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                        Err(error) => DataFusionError::ExecutionJoin(Box::new(error)),
+                    };
+                    Some((Err(error), (receiver, task)))
+                },
+            ))
         };
         futures::stream::once(start).try_flatten().boxed()
     }
@@ -618,7 +676,9 @@ impl Pipeline {
             }
             match self.input.next().await.transpose()? {
                 Some(rows) if rows.num_rows() == 0 => {}
-                Some(rows) => self.open.push_back(Open::try_new(rows.slice(0, rows.num_rows().min(self.remaining)))?),
+                Some(rows) => self
+                    .open
+                    .push_back(Open::try_new(rows.slice(0, rows.num_rows().min(self.remaining)))?),
                 None => self.remaining = 0,
             }
         }
@@ -634,7 +694,11 @@ impl Pipeline {
     /// Adds the next row's object, and hands a batch on where it is complete.
     async fn push(&mut self, content: Option<Bytes>, held: Held, sender: &mpsc::Sender<Fetched>) -> Result<()> {
         let bytes = content.as_ref().map_or(0, Bytes::len);
-        if self.open.front().is_some_and(|open| open.bytes.saturating_add(bytes) > MAX_BATCH_BYTES) {
+        if self
+            .open
+            .front()
+            .is_some_and(|open| open.bytes.saturating_add(bytes) > MAX_BATCH_BYTES)
+        {
             self.flush(sender).await?;
         }
         let Some(open) = self.open.front_mut() else {
@@ -644,7 +708,11 @@ impl Pipeline {
         open.bytes += bytes;
         open.held.push(held);
         let is_last = open.emitted + open.contents.len() == open.rows.num_rows();
-        if is_last || open.bytes >= self.batch_bytes { self.flush(sender).await } else { Ok(()) }
+        if is_last || open.bytes >= self.batch_bytes {
+            self.flush(sender).await
+        } else {
+            Ok(())
+        }
     }
 
     /// Hands the rows whose objects have come on.
@@ -706,7 +774,10 @@ mod tests {
         let paths: StringArray = (0..listed.len()).map(|i| Some(format!("mem://b/x/{i}"))).collect();
         let sizes: Int64Array = listed.iter().map(|size| Some(*size as i64)).collect();
         let rows = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(paths), Arc::new(sizes)]).unwrap();
-        let batches: Vec<_> = (0..listed.len()).step_by(3).map(|at| rows.slice(at, 3.min(listed.len() - at))).collect();
+        let batches: Vec<_> = (0..listed.len())
+            .step_by(3)
+            .map(|at| rows.slice(at, 3.min(listed.len() - at)))
+            .collect();
         let input = MemorySourceConfig::try_new_exec(&[batches], schema, None).unwrap();
         let output = Schema::new(vec![
             Field::new("content", DataType::Binary, true),
@@ -744,7 +815,10 @@ mod tests {
     }
 
     fn metric(exec: &FetchExec, name: &str) -> usize {
-        exec.metrics().unwrap().sum_by_name(name).map_or(0, |value| value.as_usize())
+        exec.metrics()
+            .unwrap()
+            .sum_by_name(name)
+            .map_or(0, |value| value.as_usize())
     }
 
     #[tokio::test]
@@ -753,10 +827,17 @@ mod tests {
         for budget in ["1", "8", "40", "64", "1000000"] {
             let (exec, _store) = fetch(&sizes, &sizes, None).await;
             let exec = Arc::new(exec);
-            let batches = run(&exec, &[("fetch_bytes", budget), ("fetch_concurrency", "3")]).await.unwrap();
+            let batches = run(&exec, &[("fetch_bytes", budget), ("fetch_concurrency", "3")])
+                .await
+                .unwrap();
             assert_eq!(lengths(&batches), sizes.map(Some), "budget {budget}");
-            let paths = batches.iter().flat_map(|batch| batch.column(1).as_string::<i32>().iter().flatten());
-            assert!(paths.enumerate().all(|(i, path)| path == format!("mem://b/x/{i}")), "budget {budget}");
+            let paths = batches
+                .iter()
+                .flat_map(|batch| batch.column(1).as_string::<i32>().iter().flatten());
+            assert!(
+                paths.enumerate().all(|(i, path)| path == format!("mem://b/x/{i}")),
+                "budget {budget}"
+            );
             assert_eq!((metric(&exec, "gets"), metric(&exec, "bytes_fetched")), (8, 184));
         }
     }

@@ -71,13 +71,24 @@ impl Lister {
                  put them together with UNION ALL"
             );
         }
-        let pattern = options.path_pattern.as_deref().map(str::parse::<PathPattern>).transpose()?;
+        let pattern = options
+            .path_pattern
+            .as_deref()
+            .map(str::parse::<PathPattern>)
+            .transpose()?;
         if !options.recursive && pattern.as_ref().is_some_and(PathPattern::needs_folders) {
             return plan_err!("images.recursive = false looks through no folders, but images.path_pattern needs them");
         }
         let schema = listing_schema(pattern.as_ref(), options.metadata);
         let glob = ObjectGlob::try_new(&options.glob)?;
-        Ok(Self { locations, glob, pattern, recursive: options.recursive, metadata: options.metadata, schema })
+        Ok(Self {
+            locations,
+            glob,
+            pattern,
+            recursive: options.recursive,
+            metadata: options.metadata,
+            schema,
+        })
     }
 
     /// path, label, the pattern's columns, size, and with metadata last_modified and e_tag.
@@ -140,17 +151,15 @@ impl Lister {
     fn lists_in_order(&self) -> bool {
         let ordered = |location: &Location| {
             let store = location.base().store().as_str();
-            ["s3:", "s3a:", "gs:", "gcs:", "az:", "abfs:", "abfss:"].iter().any(|scheme| store.starts_with(scheme))
+            ["s3:", "s3a:", "gs:", "gcs:", "az:", "abfs:", "abfss:"]
+                .iter()
+                .any(|scheme| store.starts_with(scheme))
         };
         self.recursive && self.locations.len() == 1 && self.locations.iter().all(ordered)
     }
 
     /// The object that a location names, if it names one.
-    async fn named_object(
-        &self,
-        store: &Arc<dyn ObjectStore>,
-        location: &Location,
-    ) -> Result<Option<ObjectMeta>> {
+    async fn named_object(&self, store: &Arc<dyn ObjectStore>, location: &Location) -> Result<Option<ObjectMeta>> {
         let name = location.prefix().filename().unwrap_or_default();
         // A web server answers for a folder too, with a page.
         let asks = location.may_be_object() && (!location.base().is_web() || self.glob.matches(name));
@@ -165,7 +174,10 @@ impl Lister {
         if let Some(folder) = location.local()
             && !tokio::fs::try_exists(folder).await.unwrap_or(true)
         {
-            return exec_err!("cannot list {location}: there is no file or folder {}", folder.display());
+            return exec_err!(
+                "cannot list {location}: there is no file or folder {}",
+                folder.display()
+            );
         }
         Ok(None)
     }
@@ -223,9 +235,17 @@ impl Lister {
 }
 
 fn listing_schema(pattern: Option<&PathPattern>, metadata: bool) -> SchemaRef {
-    let mut fields = vec![Field::new("path", DataType::Utf8, false), Field::new("label", DataType::Utf8, true)];
+    let mut fields = vec![
+        Field::new("path", DataType::Utf8, false),
+        Field::new("label", DataType::Utf8, true),
+    ];
     let columns = pattern.map(PathPattern::columns).unwrap_or_default();
-    fields.extend(columns.iter().filter(|name| *name != "label").map(|name| Field::new(name, DataType::Utf8, false)));
+    fields.extend(
+        columns
+            .iter()
+            .filter(|name| *name != "label")
+            .map(|name| Field::new(name, DataType::Utf8, false)),
+    );
     fields.push(Field::new("size", DataType::Int64, false));
     if metadata {
         let time = DataType::Timestamp(TimeUnit::Microsecond, Some(TIME_ZONE.into()));
@@ -252,7 +272,10 @@ impl ObjectGlob {
             .build()
             .and_then(|parsed| GlobSetBuilder::new().add(parsed).build())
             .map_err(|e| plan_datafusion_err!("images.glob '{glob}': {e}"))?;
-        Ok(Self { set, whole: glob.contains('/') })
+        Ok(Self {
+            set,
+            whole: glob.contains('/'),
+        })
     }
 
     fn matches(&self, relative: &str) -> bool {
@@ -273,8 +296,15 @@ struct Known {
 impl Known {
     fn of(predicate: &Arc<dyn PhysicalExpr>) -> Self {
         let mut known = Self::default();
-        for LiteralGuarantee { column, guarantee, literals } in LiteralGuarantee::analyze(predicate) {
-            let values = literals.iter().map(|value| value.try_as_str().flatten().map(str::to_owned));
+        for LiteralGuarantee {
+            column,
+            guarantee,
+            literals,
+        } in LiteralGuarantee::analyze(predicate)
+        {
+            let values = literals
+                .iter()
+                .map(|value| value.try_as_str().flatten().map(str::to_owned));
             if let (Guarantee::In, Some(mut values)) = (guarantee, values.collect::<Option<Vec<_>>>()) {
                 values.sort_unstable();
                 known.columns.insert(column.name, values);
@@ -384,7 +414,9 @@ impl<'a> Collector<'a> {
         let key = &object.location;
         self.listed += 1;
         self.note_folder(key);
-        let Some(relative) = location.relative(key) else { return Ok(()) };
+        let Some(relative) = location.relative(key) else {
+            return Ok(());
+        };
         // The marker of the location itself has its name.
         if !named && (key == location.prefix() || !self.lister.glob.matches(relative)) {
             return Ok(());
@@ -409,16 +441,24 @@ impl<'a> Collector<'a> {
         }
         chunk.size.append_value(i64::try_from(object.size).unwrap_or(i64::MAX));
         if self.lister.metadata {
-            chunk.last_modified.append_value(object.last_modified.timestamp_micros());
+            chunk
+                .last_modified
+                .append_value(object.last_modified.timestamp_micros());
             chunk.e_tag.append_option(object.e_tag.as_deref());
         }
         chunk.rows += 1;
         self.has_empty |= object.size == 0;
-        if chunk.rows == CHUNK { self.filter_chunk() } else { Ok(()) }
+        if chunk.rows == CHUNK {
+            self.filter_chunk()
+        } else {
+            Ok(())
+        }
     }
 
     fn note_folder(&mut self, key: &Path) {
-        let Some((folder, _)) = key.as_ref().rsplit_once('/') else { return };
+        let Some((folder, _)) = key.as_ref().rsplit_once('/') else {
+            return;
+        };
         if folder == self.last_folder {
             return;
         }
@@ -468,14 +508,20 @@ impl<'a> Collector<'a> {
         if let Some(limit) = limit {
             rows = rows.slice(0, limit.min(rows.num_rows()));
         }
-        Ok(Listing { rows, listed: self.listed, pruned })
+        Ok(Listing {
+            rows,
+            listed: self.listed,
+            pruned,
+        })
     }
 
     /// Which rows are neither the marker of a folder, which is an empty object with the folder's
     /// name, nor there twice because locations overlap.
     fn are_objects(&self, rows: &RecordBatch) -> BooleanArray {
         let paths = rows.column(0).as_string::<i32>();
-        let sizes = rows.column_by_name("size").map(|sizes| sizes.as_primitive::<Int64Type>());
+        let sizes = rows
+            .column_by_name("size")
+            .map(|sizes| sizes.as_primitive::<Int64Type>());
         let base = self.lister.locations.first().map(Location::base);
         (0..rows.num_rows())
             .map(|i| {
@@ -495,7 +541,11 @@ impl Chunk {
     fn finish(&mut self, schema: &SchemaRef, metadata: bool) -> Result<RecordBatch> {
         self.rows = 0;
         let mut columns: Vec<ArrayRef> = vec![Arc::new(self.path.finish()), Arc::new(self.label.finish())];
-        columns.extend(self.columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        columns.extend(
+            self.columns
+                .iter_mut()
+                .map(|column| Arc::new(column.finish()) as ArrayRef),
+        );
         columns.push(Arc::new(self.size.finish()));
         if metadata {
             columns.push(Arc::new(self.last_modified.finish()));
@@ -520,14 +570,24 @@ mod tests {
     }
 
     fn by_split() -> ImagesOptions {
-        ImagesOptions { path_pattern: Some("{split}/{label}/*".into()), ..ImagesOptions::default() }
+        ImagesOptions {
+            path_pattern: Some("{split}/{label}/*".into()),
+            ..ImagesOptions::default()
+        }
     }
 
     async fn store(keys: &[&str]) -> Arc<dyn ObjectStore> {
         let store = InMemory::new();
         for key in keys {
-            let bytes: &'static [u8] = if key.contains("empty") || !key.contains('.') { b"" } else { b"image" };
-            store.put(&Path::parse(key).unwrap(), PutPayload::from_static(bytes)).await.unwrap();
+            let bytes: &'static [u8] = if key.contains("empty") || !key.contains('.') {
+                b""
+            } else {
+                b"image"
+            };
+            store
+                .put(&Path::parse(key).unwrap(), PutPayload::from_static(bytes))
+                .await
+                .unwrap();
         }
         Arc::new(store)
     }
@@ -538,9 +598,29 @@ mod tests {
 
     #[tokio::test]
     async fn objects_become_rows() {
-        let store = store(&["t/B/2.JPG", "t/A/1.png", "t/A/empty.jpg", "t/A/notes.txt", "t/B", "u/3.jpg", "t/0.gif"]).await;
-        let listing = lister("s3://b/t/", ImagesOptions::default()).list(store, None, None).await.unwrap();
-        assert_eq!(paths(&listing), ["s3://b/t/0.gif", "s3://b/t/A/1.png", "s3://b/t/A/empty.jpg", "s3://b/t/B/2.JPG"]);
+        let store = store(&[
+            "t/B/2.JPG",
+            "t/A/1.png",
+            "t/A/empty.jpg",
+            "t/A/notes.txt",
+            "t/B",
+            "u/3.jpg",
+            "t/0.gif",
+        ])
+        .await;
+        let listing = lister("s3://b/t/", ImagesOptions::default())
+            .list(store, None, None)
+            .await
+            .unwrap();
+        assert_eq!(
+            paths(&listing),
+            [
+                "s3://b/t/0.gif",
+                "s3://b/t/A/1.png",
+                "s3://b/t/A/empty.jpg",
+                "s3://b/t/B/2.JPG"
+            ]
+        );
         let labels = listing.rows.column(1).as_string::<i32>();
         assert_eq!(labels.iter().flatten().collect::<Vec<_>>(), ["t", "A", "A", "B"]);
         assert_eq!((listing.listed, listing.pruned), (6, 2));
@@ -549,7 +629,10 @@ mod tests {
     #[tokio::test]
     async fn markers_of_folders_are_no_rows() {
         let store = store(&["t", "t/A", "t/A/1.jpg", "t/file"]).await;
-        let all = ImagesOptions { glob: "*".into(), ..ImagesOptions::default() };
+        let all = ImagesOptions {
+            glob: "*".into(),
+            ..ImagesOptions::default()
+        };
         let listing = lister("s3://b/t/", all).list(store, None, Some(9)).await.unwrap();
         assert_eq!(paths(&listing), ["s3://b/t/A/1.jpg", "s3://b/t/file"]);
     }
@@ -557,7 +640,12 @@ mod tests {
     #[tokio::test]
     async fn a_location_may_be_one_object_or_nothing() {
         let store = store(&["t/A/photo", "t/A/1.jpg"]).await;
-        for (location, rows) in [("s3://b/t/A/photo", 1), ("s3://b/t/A", 1), ("s3://b/none/", 0), ("s3://b/none", 0)] {
+        for (location, rows) in [
+            ("s3://b/t/A/photo", 1),
+            ("s3://b/t/A", 1),
+            ("s3://b/none/", 0),
+            ("s3://b/none", 0),
+        ] {
             let lister = lister(location, ImagesOptions::default());
             let listing = lister.list(Arc::clone(&store), None, None).await.unwrap();
             assert_eq!(listing.rows.num_rows(), rows, "{location}");
@@ -568,9 +656,21 @@ mod tests {
     async fn filters_and_limits_are_exact() {
         let store = store(&["t/X/A/1.jpg", "t/X/A/2.jpg", "t/X/B/3.jpg", "t/Y/A/4.jpg"]).await;
         let lister = lister("s3://b/t/", by_split());
-        let is_a = binary(col("label", lister.schema()).unwrap(), Operator::Eq, lit("A"), lister.schema()).unwrap();
-        let listing = lister.list(Arc::clone(&store), Some(Arc::clone(&is_a)), None).await.unwrap();
-        assert_eq!(paths(&listing), ["s3://b/t/X/A/1.jpg", "s3://b/t/X/A/2.jpg", "s3://b/t/Y/A/4.jpg"]);
+        let is_a = binary(
+            col("label", lister.schema()).unwrap(),
+            Operator::Eq,
+            lit("A"),
+            lister.schema(),
+        )
+        .unwrap();
+        let listing = lister
+            .list(Arc::clone(&store), Some(Arc::clone(&is_a)), None)
+            .await
+            .unwrap();
+        assert_eq!(
+            paths(&listing),
+            ["s3://b/t/X/A/1.jpg", "s3://b/t/X/A/2.jpg", "s3://b/t/Y/A/4.jpg"]
+        );
         assert_eq!((listing.listed, listing.pruned), (4, 1));
         let listing = lister.list(store, Some(is_a), Some(2)).await.unwrap();
         assert_eq!(paths(&listing), ["s3://b/t/X/A/1.jpg", "s3://b/t/X/A/2.jpg"]);
@@ -603,18 +703,33 @@ mod tests {
             (start("%.jpg"), vec!["t"]),
         ] {
             let found = lister.prefixes(&lister.locations()[0], &Known::of(&predicate));
-            assert_eq!(found.iter().map(Path::as_ref).collect::<Vec<&str>>(), prefixes, "{predicate}");
+            assert_eq!(
+                found.iter().map(Path::as_ref).collect::<Vec<&str>>(),
+                prefixes,
+                "{predicate}"
+            );
         }
     }
 
     #[test]
     fn contradictions_are_refused() {
-        let parse = |locations: &[&str]| locations.iter().map(|l| Location::parse(l).unwrap()).collect::<Vec<_>>();
-        let flat = ImagesOptions { recursive: false, ..by_split() };
+        let parse = |locations: &[&str]| {
+            locations
+                .iter()
+                .map(|l| Location::parse(l).unwrap())
+                .collect::<Vec<_>>()
+        };
+        let flat = ImagesOptions {
+            recursive: false,
+            ..by_split()
+        };
         assert!(Lister::try_new(parse(&["s3://b/"]), &flat).is_err());
         assert!(Lister::try_new(parse(&["s3://b/", "s3://c/"]), &ImagesOptions::default()).is_err());
         assert!(Lister::try_new(parse(&["s3://b/x/", "s3://b/y/"]), &ImagesOptions::default()).is_ok());
-        let glob = ImagesOptions { glob: "[".into(), ..ImagesOptions::default() };
+        let glob = ImagesOptions {
+            glob: "[".into(),
+            ..ImagesOptions::default()
+        };
         assert!(Lister::try_new(parse(&["s3://b/"]), &glob).is_err());
     }
 }

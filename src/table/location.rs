@@ -47,15 +47,22 @@ impl Base {
         if !self.encoded {
             return format!("{base}{key}");
         }
-        let segments: Vec<_> =
-            key.as_ref().split('/').map(|segment| utf8_percent_encode(segment, ENCODED).to_string()).collect();
+        let segments: Vec<_> = key
+            .as_ref()
+            .split('/')
+            .map(|segment| utf8_percent_encode(segment, ENCODED).to_string())
+            .collect();
         format!("{base}{}", segments.join("/"))
     }
 
     /// The key of the object with this full URL; `None` where this store has no such key.
     pub(crate) fn key_of(&self, path: &str) -> Option<Path> {
         let key = path.strip_prefix(self.store.as_str())?;
-        if self.encoded { Path::from_url_path(key).ok() } else { Path::parse(key).ok() }
+        if self.encoded {
+            Path::from_url_path(key).ok()
+        } else {
+            Path::parse(key).ok()
+        }
     }
 }
 
@@ -91,8 +98,12 @@ impl Location {
         }
         match scheme {
             "file" if authority.is_empty() => return Self::parse_local(text, &format!("/{key}")),
-            "file" => return plan_err!("'{text}' is no location: a file's is written file:///folder/…, or as a plain path"),
-            _ if authority.is_empty() => return plan_err!("'{text}' is no location: {scheme}:// names no bucket or host"),
+            "file" => {
+                return plan_err!("'{text}' is no location: a file's is written file:///folder/…, or as a plain path");
+            }
+            _ if authority.is_empty() => {
+                return plan_err!("'{text}' is no location: {scheme}:// names no bucket or host");
+            }
             _ => {}
         }
         let (store, prefix) = match scheme {
@@ -112,10 +123,15 @@ impl Location {
             }
             _ => (format!("{scheme}://{authority}"), Path::parse(key)),
         };
-        let store =
-            ObjectStoreUrl::parse(&store).map_err(|e| plan_datafusion_err!("'{text}' is no location: {}", e.message()))?;
+        let store = ObjectStoreUrl::parse(&store)
+            .map_err(|e| plan_datafusion_err!("'{text}' is no location: {}", e.message()))?;
         let prefix = prefix.map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
-        Ok(Self { base: Base::new(store), prefix, folder, local: None })
+        Ok(Self {
+            base: Base::new(store),
+            prefix,
+            folder,
+            local: None,
+        })
     }
 
     fn parse_local(text: &str, path: &str) -> Result<Self> {
@@ -123,9 +139,15 @@ impl Location {
             return plan_err!("a location is a URL or a path, not ''");
         }
         let local = absolute(path).map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
-        let prefix = Path::from_absolute_path(&local).map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
+        let prefix =
+            Path::from_absolute_path(&local).map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
         let base = Base::new(ObjectStoreUrl::local_filesystem());
-        Ok(Self { base, prefix, folder: text.ends_with('/'), local: Some(local) })
+        Ok(Self {
+            base,
+            prefix,
+            folder: text.ends_with('/'),
+            local: Some(local),
+        })
     }
 
     pub(crate) fn base(&self) -> &Base {
@@ -193,11 +215,19 @@ mod tests {
     #[test]
     fn keys_are_raw_but_on_the_web() {
         for (text, key, shown) in [
-            ("s3://bucket/Granny Smith/50%+ é/", "Granny Smith/50%+ é", "s3://bucket/Granny Smith/50%+ é/"),
+            (
+                "s3://bucket/Granny Smith/50%+ é/",
+                "Granny Smith/50%+ é",
+                "s3://bucket/Granny Smith/50%+ é/",
+            ),
             ("s3://bucket", "", "s3://bucket/"),
             ("sample://fruits/", "", "sample://fruits/"),
             ("https://host:8080/a%20b/c", "a b/c", "https://host:8080/a%20b/c"),
-            ("abfss://images@acc.dfs.core.windows.net/x", "x", "abfss://images@acc.dfs.core.windows.net/x"),
+            (
+                "abfss://images@acc.dfs.core.windows.net/x",
+                "x",
+                "abfss://images@acc.dfs.core.windows.net/x",
+            ),
             ("file:///a b/../c", "c", "file:///c"),
             ("/a/./b%20c/", "a/b%20c", "file:///a/b%20c/"),
         ] {
@@ -205,7 +235,12 @@ mod tests {
             assert_eq!(location.prefix().as_ref(), key, "{text}");
             assert_eq!(location.to_string(), shown, "{text}");
         }
-        assert!(Location::parse("relative/folder").unwrap().to_string().starts_with("file:///"));
+        assert!(
+            Location::parse("relative/folder")
+                .unwrap()
+                .to_string()
+                .starts_with("file:///")
+        );
     }
 
     #[test]
@@ -236,9 +271,17 @@ mod tests {
 
     #[test]
     fn what_is_no_location_is_refused_without_its_password() {
-        for text in
-            ["", "s3://", "file://x/y", "s3://b//x", "s3://b/a/../c", "s3://b/a\nb", "http://h/a?sig=hunter2", "az://c/x?sig=hunter2", "s3://u:hunter2@b/x"]
-        {
+        for text in [
+            "",
+            "s3://",
+            "file://x/y",
+            "s3://b//x",
+            "s3://b/a/../c",
+            "s3://b/a\nb",
+            "http://h/a?sig=hunter2",
+            "az://c/x?sig=hunter2",
+            "s3://u:hunter2@b/x",
+        ] {
             let error = Location::parse(text).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }

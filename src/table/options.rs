@@ -1,21 +1,14 @@
 //! The `images.*` options of `CREATE EXTERNAL TABLE … STORED AS IMAGES`.
 
-use std::any::Any;
 use std::collections::HashMap;
-use std::fmt::Display;
-use std::str::FromStr;
 
-use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions};
 use datafusion::common::config_err;
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 
 /// The names of images that can be decoded.
-pub(crate) const DEFAULT_GLOB: &str = "*.{bmp,gif,jfif,jpe,jpeg,jpg,png,tif,tiff,webp}";
+const DEFAULT_GLOB: &str = "*.{bmp,gif,jfif,jpe,jpeg,jpg,png,tif,tiff,webp}";
 
 /// What an image table is asked to show.
-///
-/// It is a [`ConfigExtension`], so that a session that checks options before a table is created
-/// knows them: `ctx.register_table_options_extension(ImagesOptions::default())`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagesOptions {
     /// Where in an object's path its columns are: '{split}/{label}/*'.
@@ -31,7 +24,12 @@ pub struct ImagesOptions {
 
 impl Default for ImagesOptions {
     fn default() -> Self {
-        Self { path_pattern: None, glob: DEFAULT_GLOB.to_owned(), recursive: true, metadata: false }
+        Self {
+            path_pattern: None,
+            glob: DEFAULT_GLOB.to_owned(),
+            recursive: true,
+            metadata: false,
+        }
     }
 }
 
@@ -43,67 +41,30 @@ impl ImagesOptions {
     pub fn from_map(options: &HashMap<String, String>) -> Result<Self> {
         let mut images = Self::default();
         for (key, value) in options {
-            if !key.starts_with("aws.") && !key.starts_with("gcp.") {
-                images.set(key, value)?;
+            match key.as_str() {
+                "images.path_pattern" => images.path_pattern = Some(value.clone()),
+                "images.glob" => images.glob = value.clone(),
+                "images.recursive" => images.recursive = parse_bool(key, value)?,
+                "images.metadata" => images.metadata = parse_bool(key, value)?,
+                key if key.starts_with("aws.") || key.starts_with("gcp.") => {}
+                key => {
+                    // Without a dot DataFusion takes an option for one of a file format.
+                    let key = key.strip_prefix("format.").unwrap_or(key);
+                    return config_err!(
+                        "an image table has no option '{key}'; there are: images.path_pattern, images.glob, \
+                         images.recursive, images.metadata, and aws.* and gcp.* for its store"
+                    );
+                }
             }
         }
         Ok(images)
     }
 }
 
-fn parse<T: FromStr<Err: Display>>(key: &str, value: &str) -> Result<T> {
-    value.to_ascii_lowercase().parse().map_err(|e| DataFusionError::Configuration(format!("{key} = '{value}': {e}")))
-}
-
-impl ConfigExtension for ImagesOptions {
-    const PREFIX: &'static str = "images";
-}
-
-impl ExtensionOptions for ImagesOptions {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
-
-    fn cloned(&self) -> Box<dyn ExtensionOptions> {
-        Box::new(self.clone())
-    }
-
-    /// `key` is with its prefix, as options of tables are set.
-    fn set(&mut self, key: &str, value: &str) -> Result<()> {
-        match key {
-            "images.path_pattern" => self.path_pattern = Some(value.to_owned()),
-            "images.glob" => self.glob = value.to_owned(),
-            "images.recursive" => self.recursive = parse(key, value)?,
-            "images.metadata" => self.metadata = parse(key, value)?,
-            _ => {
-                let known: Vec<_> = self.entries().into_iter().map(|e| e.key).collect();
-                // Without a dot DataFusion takes an option for one of a file format.
-                let key = key.strip_prefix("format.").unwrap_or(key);
-                return config_err!(
-                    "an image table has no option '{key}'; there are: {}, and aws.* and gcp.* for its store",
-                    known.join(", ")
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn entries(&self) -> Vec<ConfigEntry> {
-        let entry = |key: &str, value: Option<String>, description| ConfigEntry {
-            key: format!("{}.{key}", Self::PREFIX),
-            value,
-            description,
-        };
-        vec![
-            entry("path_pattern", self.path_pattern.clone(), "Which parts of the path are columns: '{split}/{label}/*'"),
-            entry("glob", Some(self.glob.clone()), "Which objects are images"),
-            entry("recursive", Some(self.recursive.to_string()), "Whether folders are looked through"),
-            entry("metadata", Some(self.metadata.to_string()), "Adds the columns size, last_modified and e_tag"),
-        ]
+fn parse_bool(key: &str, value: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().parse() {
+        Ok(value) => Ok(value),
+        Err(_) => config_err!("{key} is true or false, not '{value}'"),
     }
 }
 
@@ -112,17 +73,19 @@ impl ExtensionOptions for ImagesOptions {
 mod tests {
     use super::*;
 
+    fn read(pairs: &[(&str, &str)]) -> Result<ImagesOptions> {
+        let options = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        ImagesOptions::from_map(&options)
+    }
+
     #[test]
     fn options_are_read_and_unknown_ones_told() {
-        let options = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-        };
-        let read = ImagesOptions::from_map(&options(&[("images.recursive", "FALSE"), ("aws.region", "x")])).unwrap();
-        assert!(!read.recursive && !read.metadata);
+        let flat = read(&[("images.recursive", "FALSE"), ("aws.region", "x")]).unwrap();
+        assert!(!flat.recursive && !flat.metadata);
         for key in ["images.golb", "format.glob", "csv.x"] {
-            let error = ImagesOptions::from_map(&options(&[(key, "x")])).unwrap_err().to_string();
+            let error = read(&[(key, "x")]).unwrap_err().to_string();
             assert!(error.contains("images.glob"), "{error}");
         }
-        assert!(ImagesOptions::from_map(&options(&[("images.metadata", "maybe")])).is_err());
+        assert!(read(&[("images.metadata", "maybe")]).is_err());
     }
 }

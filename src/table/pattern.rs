@@ -73,7 +73,9 @@ fn parse_segment(text: &str, segment: &str, columns: &mut Vec<String>) -> Result
                 );
             }
             if ["path", "content", "size", "last_modified", "e_tag"].contains(&name) {
-                return plan_err!("images.path_pattern '{text}': {name} is a column of every image table; use another name");
+                return plan_err!(
+                    "images.path_pattern '{text}': {name} is a column of every image table; use another name"
+                );
             }
             if columns.iter().any(|column| column == name) {
                 return plan_err!("images.path_pattern '{text}' has {{{name}}} twice");
@@ -104,7 +106,11 @@ impl PathPattern {
 
     /// Can only an object that lies in a folder of the location match?
     pub(crate) fn needs_folders(&self) -> bool {
-        self.segments.iter().filter(|segment| matches!(segment, Segment::Name(_))).count() > 1
+        self.segments
+            .iter()
+            .filter(|segment| matches!(segment, Segment::Name(_)))
+            .count()
+            > 1
     }
 
     /// The values of the columns, if `relative` matches. A wildcard stands for as little as it can.
@@ -133,7 +139,9 @@ impl PathPattern {
             }
         }
         let rest = self.segments.get(segment..).unwrap_or_default();
-        rest.iter().all(|segment| *segment == Segment::Folders).then_some(values)
+        rest.iter()
+            .all(|segment| *segment == Segment::Folders)
+            .then_some(values)
     }
 
     /// The folders, relative to the location, that hold every object that matches when the columns
@@ -174,7 +182,10 @@ impl PathPattern {
             if names.len().saturating_mul(values.len()) > MAX_PREFIXES {
                 return None;
             }
-            names = names.iter().flat_map(|name| values.iter().map(move |value| format!("{name}{value}"))).collect();
+            names = names
+                .iter()
+                .flat_map(|name| values.iter().map(move |value| format!("{name}{value}")))
+                .collect();
         }
         Some(names)
     }
@@ -200,9 +211,9 @@ fn match_name<'a>(pieces: &[Piece], name: &'a str, values: &mut [&'a str]) -> bo
         // A column has at least one character.
         let least = column.and(rest.chars().next()).map_or(0, char::len_utf8);
         let end = match pieces.next() {
-            Some(Piece::Literal(literal)) if pieces.peek().is_none() => {
-                rest.strip_suffix(literal.as_str()).map(|value| (value.len(), rest.len()))
-            }
+            Some(Piece::Literal(literal)) if pieces.peek().is_none() => rest
+                .strip_suffix(literal.as_str())
+                .map(|value| (value.len(), rest.len())),
             Some(Piece::Literal(literal)) => rest
                 .get(least..)
                 .and_then(|searched| searched.find(literal.as_str()))
@@ -235,10 +246,18 @@ mod tests {
     #[test]
     fn patterns_capture() {
         for (text, path, values) in [
-            ("{split}/{label}/*", "Training/Kiwi/1.jpg", Some(vec!["Training", "Kiwi"])),
+            (
+                "{split}/{label}/*",
+                "Training/Kiwi/1.jpg",
+                Some(vec!["Training", "Kiwi"]),
+            ),
             ("{split}/{label}/*", "Training/Kiwi/a/1.jpg", None),
             ("{split}/{label}/*", "Kiwi/1.jpg", None),
-            ("split={split}/label={label}/*", "split=Test/label=Granny Smith/1.jpg", Some(vec!["Test", "Granny Smith"])),
+            (
+                "split={split}/label={label}/*",
+                "split=Test/label=Granny Smith/1.jpg",
+                Some(vec!["Test", "Granny Smith"]),
+            ),
             ("split={split}/*", "split=/1.jpg", None),
             ("*.jpg", "1.jpg", Some(vec![])),
             ("*.jpg", "1.jpg.png", None),
@@ -268,22 +287,44 @@ mod tests {
     #[test]
     fn known_values_narrow_leading_segments() {
         let known = |pairs: &[(&str, &[&str])]| -> BTreeMap<String, Vec<String>> {
-            pairs.iter().map(|(k, v)| ((*k).to_owned(), v.iter().map(|v| (*v).to_owned()).collect())).collect()
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), v.iter().map(|v| (*v).to_owned()).collect()))
+                .collect()
         };
         let both = pattern("{split}/label={label}/*");
         assert_eq!(both.prefixes(&known(&[])), [""]);
         assert_eq!(both.prefixes(&known(&[("label", &["a"])])), [""]);
         assert_eq!(both.prefixes(&known(&[("split", &["A", "B"])])), ["A/", "B/"]);
         let two = known(&[("split", &["A", "B"]), ("label", &["x", "y"])]);
-        assert_eq!(both.prefixes(&two), ["A/label=x/", "A/label=y/", "B/label=x/", "B/label=y/"]);
+        assert_eq!(
+            both.prefixes(&two),
+            ["A/label=x/", "A/label=y/", "B/label=x/", "B/label=y/"]
+        );
         assert!(both.prefixes(&known(&[("split", &["a/b"])])).is_empty());
-        assert_eq!(pattern("images/**/{label}/*").prefixes(&known(&[("label", &["a"])])), ["images/"]);
+        assert_eq!(
+            pattern("images/**/{label}/*").prefixes(&known(&[("label", &["a"])])),
+            ["images/"]
+        );
         assert_eq!(pattern("{name}.jpg").prefixes(&known(&[("name", &["a"])])), [""]);
     }
 
     #[test]
     fn wrong_patterns_are_refused() {
-        for text in ["", "/a", "a//b", "{a", "a}", "{}", "{1a}", "{a}{b}", "{a}*", "{a}/{a}/*", "{path}/*", "***"] {
+        for text in [
+            "",
+            "/a",
+            "a//b",
+            "{a",
+            "a}",
+            "{}",
+            "{1a}",
+            "{a}{b}",
+            "{a}*",
+            "{a}/{a}/*",
+            "{path}/*",
+            "***",
+        ] {
             assert!(text.parse::<PathPattern>().is_err(), "{text}");
         }
     }

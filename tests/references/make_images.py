@@ -4,15 +4,16 @@
     venv/bin/python tests/references/make_images.py SHARED
 
 SHARED is the folder that holds data/ and models/ (POMONA_REAL_DATA in the tests). Made with
-Pillow 13.0, onnxruntime 1.32, scikit-learn 1.9.1, numpy 2.4.6, pyarrow 25.
+Pillow 13.0, onnxruntime 1.32, scikit-learn 1.9.1, numpy 2.4.6, pyarrow 26.
 
 | file | what | made by |
 |---|---|---|
 | picture.png | a drawn picture with smooth areas, edges and noise: nothing but resizing is compared | numpy, seeded |
 | resize/<filter>_<width>x<height>.png | picture.png resized | Pillow |
 | decode.json | of each real image: its size, the mean of each channel and 64 pixels | Pillow |
-| embeddings.parquet | model, label, file, embedding | Pillow and onnxruntime |
-| components.parquet | label, file, the 25 principal components of the standardized squeezenet1.1 embeddings | scikit-learn |
+| resnet-mini.parquet | label, file, embedding of picture.png and some real images | Pillow and onnxruntime |
+| squeezenet1.1.parquet | label, file, embedding of fruits/Training | Pillow and onnxruntime |
+| components.parquet | label, file, the 25 principal components of the embeddings in squeezenet1.1.parquet, standardized | scikit-learn |
 | components.json | the explained variance and its ratio of those components | scikit-learn |
 """
 

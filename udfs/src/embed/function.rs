@@ -26,8 +26,9 @@ const MAX_VALUES: usize = 1 << 28;
 /// The model of `resnet_embed` where none is named.
 const RESNET: &str = "resnet50";
 
+/// `embed(content_or_image, model [, output])`
 #[user_doc(
-    doc_section(label = "Embedding Functions"),
+    doc_section(label = "Embeddings"),
     description = "Embeds an image: gives the vector of features that a neural network computes from it. Encoded bytes \
 and images of any size go through the model's own preprocessing; an image that already has the size the model takes is \
 only normalized. The length of the vector is known when the query is planned.",
@@ -59,63 +60,9 @@ pub struct Embed {
     models_dir: String,
 }
 
-impl Default for Embed {
-    fn default() -> Self {
-        Self::new(String::new())
-    }
-}
-
-impl Embed {
-    fn new(models_dir: String) -> Self {
-        Self {
-            signature: Signature::user_defined(Volatility::Immutable),
-            models_dir,
-        }
-    }
-}
-
-impl ScalarUDFImpl for Embed {
-    fn name(&self) -> &str {
-        "embed"
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
-        match arg_types {
-            [_, _] | [_, _, _] => coerce(self.name(), arg_types),
-            _ => plan_err!(
-                "embed takes (content_or_image, 'model' [, 'output']), not {} arguments",
-                arg_types.len()
-            ),
-        }
-    }
-
-    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
-        internal_err!("the type of embed is in return_field_from_args: it depends on the model")
-    }
-
-    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
-        return_field(self.name(), &self.models_dir, args.scalar_arguments)
-    }
-
-    fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
-        Some(Self::new(PomonaOptions::from_config(config).models_dir).into())
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        invoke(self.name(), &args)
-    }
-
-    fn documentation(&self) -> Option<&Documentation> {
-        self.doc()
-    }
-}
-
+/// `resnet_embed(content_or_image [, model])`
 #[user_doc(
-    doc_section(label = "Embedding Functions"),
+    doc_section(label = "Embeddings"),
     description = "Embeds an image with ResNet50, or another network: `embed` with a default model, `resnet50`. \
 Without its classification head ResNet50 gives 2,048 features. The model is not part of the program: add it with \
 `pomona model add resnet50 FILE.onnx --preset keras`.",
@@ -141,60 +88,68 @@ pub struct ResnetEmbed {
     models_dir: String,
 }
 
-impl Default for ResnetEmbed {
-    fn default() -> Self {
-        Self::new(String::new())
-    }
-}
-
-impl ResnetEmbed {
-    fn new(models_dir: String) -> Self {
-        Self {
-            signature: Signature::user_defined(Volatility::Immutable),
-            models_dir,
+/// Both functions are one, with and without a default model; they differ in name and documentation.
+macro_rules! embed_function {
+    ($function:ident, $name:literal, $arguments:pat, $usage:literal) => {
+        impl Default for $function {
+            fn default() -> Self {
+                Self::new(String::new())
+            }
         }
-    }
-}
 
-impl ScalarUDFImpl for ResnetEmbed {
-    fn name(&self) -> &str {
-        "resnet_embed"
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
-        match arg_types {
-            [_] | [_, _] => coerce(self.name(), arg_types),
-            _ => plan_err!(
-                "resnet_embed takes (content_or_image [, 'model']), not {} arguments",
-                arg_types.len()
-            ),
+        impl $function {
+            fn new(models_dir: String) -> Self {
+                Self {
+                    signature: Signature::user_defined(Volatility::Immutable),
+                    models_dir,
+                }
+            }
         }
-    }
 
-    fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
-        internal_err!("the type of resnet_embed is in return_field_from_args: it depends on the model")
-    }
+        impl ScalarUDFImpl for $function {
+            fn name(&self) -> &str {
+                $name
+            }
 
-    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
-        return_field(self.name(), &self.models_dir, args.scalar_arguments)
-    }
+            fn signature(&self) -> &Signature {
+                &self.signature
+            }
 
-    fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
-        Some(Self::new(PomonaOptions::from_config(config).models_dir).into())
-    }
+            fn coerce_types(&self, arg_types: &[DataType]) -> Result<Vec<DataType>> {
+                match arg_types.len() {
+                    $arguments => coerce($name, arg_types),
+                    found => plan_err!("{} takes {}, not {found} arguments", $name, $usage),
+                }
+            }
 
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        invoke(self.name(), &args)
-    }
+            fn return_type(&self, _arg_types: &[DataType]) -> Result<DataType> {
+                internal_err!(
+                    "the type of {} is in return_field_from_args: it depends on the model",
+                    $name
+                )
+            }
 
-    fn documentation(&self) -> Option<&Documentation> {
-        self.doc()
-    }
+            fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+                return_field($name, &self.models_dir, args.scalar_arguments)
+            }
+
+            fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
+                Some(Self::new(PomonaOptions::from_config(config).models_dir).into())
+            }
+
+            fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+                invoke($name, &args)
+            }
+
+            fn documentation(&self) -> Option<&Documentation> {
+                self.doc()
+            }
+        }
+    };
 }
+
+embed_function!(Embed, "embed", 2..=3, "(content_or_image, 'model' [, 'output'])");
+embed_function!(ResnetEmbed, "resnet_embed", 1..=2, "(content_or_image [, 'model'])");
 
 /// The first argument is content or an image; the others are strings, kept as they are: a cast
 /// would hide that they are literals.

@@ -10,7 +10,7 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt::Display;
-use std::io::{Cursor, ErrorKind};
+use std::io::{self, Cursor, ErrorKind};
 use std::panic::{UnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use datafusion::logical_expr::{
 use datafusion_macros::user_doc;
 use image::metadata::Orientation;
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
+use mozjpeg::{ColorSpace as JpegColorSpace, Decompress};
 use tiff::decoder::{Decoder as TiffDecoder, DecodingResult, Limits as TiffLimits};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
@@ -68,25 +69,19 @@ const OTHER_FORMATS: [(&[u8], &str); 14] = [
 /// Decodes an image of any supported format to RGB.
 ///
 /// At most `max_pixels` are decoded; with what decoders need beside the pixels, memory stays below
-/// some 20 bytes for each of them.
+/// some 30 bytes for each of them.
 ///
 /// # Errors
 /// Where the bytes are no image, are damaged or end early, or hold more than `max_pixels`.
 pub fn decode(content: &[u8], max_pixels: u64) -> Result<Image, RowError> {
     guard(|| {
+        if content.starts_with(b"\xff\xd8\xff") {
+            check_jpeg_end(content)?;
+        }
         let (header, source) = open(content, max_pixels)?;
         check_size(header.width, header.height, max_pixels)?;
         let rgb = match source {
-            Source::Jpeg(mut decoder) => {
-                check_jpeg_end(content)?;
-                // Anything odd is allowed in the header, but from here on an error is an error: else
-                // the rest of the picture would be grey.
-                let strict = decoder.options().set_strict_mode(true);
-                decoder.set_options(strict);
-                let mut rgb = vec![0; header.width as usize * header.height as usize * 3];
-                decoder.decode_into(&mut rgb).map_err(|e| jpeg_error(&e))?;
-                rgb
-            }
+            Source::Jpeg(content) => decode_jpeg(content, &header)?,
             Source::CmykTiff(content) => decode_cmyk_tiff(content, max_pixels)?,
             Source::Other(decoder) => {
                 to_rgb(DynamicImage::from_decoder(decoder).map_err(|e| image_error(header.format, &e))?)
@@ -121,9 +116,7 @@ pub(super) fn read_header(content: &[u8], max_pixels: u64) -> Result<Header, Row
 
 /// An image of which the header has been read.
 enum Source<'a> {
-    // Not by `image`, which reads the header three times, copies the bytes, and always lets errors
-    // pass.
-    Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>),
+    Jpeg(&'a [u8]),
     CmykTiff(&'a [u8]),
     Other(Box<dyn ImageDecoder + 'a>),
 }
@@ -136,7 +129,8 @@ fn guard<T>(decode: impl FnOnce() -> Result<T, RowError> + UnwindSafe) -> Result
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no reason given")
 }
 
 fn open(content: &[u8], max_pixels: u64) -> Result<(Header, Source<'_>), RowError> {
@@ -185,9 +179,11 @@ fn open_jpeg(content: &[u8]) -> Result<(Header, Source<'_>), RowError> {
         width: u32::from(info.width),
         height: u32::from(info.height),
         channels: info.components,
-        orientation: exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms),
+        orientation: exif
+            .and_then(Orientation::from_exif_chunk)
+            .unwrap_or(Orientation::NoTransforms),
     };
-    Ok((header, Source::Jpeg(Box::new(decoder))))
+    Ok((header, Source::Jpeg(content)))
 }
 
 /// Bytes that a decoder may take beside the pixels.
@@ -198,7 +194,9 @@ fn max_alloc(max_pixels: u64) -> u64 {
 fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(), RowError> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
-        return Err(failed(format!("the header says that the image is {width} x {height} pixels")));
+        return Err(failed(format!(
+            "the header says that the image is {width} x {height} pixels"
+        )));
     }
     if pixels > max_pixels {
         return Err(failed(format!(
@@ -219,13 +217,18 @@ fn format_of(content: &[u8]) -> Result<(ImageFormat, &'static str), RowError> {
     }
     let formats = FORMATS.map(|(_, name)| name).join(", ");
     let other = other_format(content).map(str::to_owned);
-    Err(failed(match other.or_else(|| guess.map(|format| format!("{format:?}").to_uppercase())) {
-        Some(name) => format!("the object is {name}, which cannot be decoded (formats: {formats})"),
-        None => {
-            let head = &content[..content.len().min(16)];
-            format!("not an image: its first bytes are \"{}\" (formats: {formats})", head.escape_ascii())
-        }
-    }))
+    Err(failed(
+        match other.or_else(|| guess.map(|format| format!("{format:?}").to_uppercase())) {
+            Some(name) => format!("the object is {name}, which cannot be decoded (formats: {formats})"),
+            None => {
+                let head = &content[..content.len().min(16)];
+                format!(
+                    "not an image: its first bytes are \"{}\" (formats: {formats})",
+                    head.escape_ascii()
+                )
+            }
+        },
+    ))
 }
 
 fn other_format(content: &[u8]) -> Option<&'static str> {
@@ -237,7 +240,9 @@ fn other_format(content: &[u8]) -> Option<&'static str> {
         });
     }
     let text = content.trim_ascii_start();
-    let known = OTHER_FORMATS.into_iter().find(|(head, _)| text.starts_with(head) || content.starts_with(head));
+    let known = OTHER_FORMATS
+        .into_iter()
+        .find(|(head, _)| text.starts_with(head) || content.starts_with(head));
     known.map(|(_, name)| name)
 }
 
@@ -254,7 +259,9 @@ fn check_jpeg_end(content: &[u8]) -> Result<(), RowError> {
             [0xFF, ..] => {}
             // Stuffing, and markers without a segment.
             [0x00 | 0x01 | 0xD0..=0xD8, next @ ..] => rest = next,
-            [0xD9, ..] if scans == 0 => return Err(failed("the JPEG data hold no picture: they end before a scan (SOS)")),
+            [0xD9, ..] if scans == 0 => {
+                return Err(failed("the JPEG data hold no picture: they end before a scan (SOS)"));
+            }
             [0xD9, ..] => return Ok(()),
             [marker, high, low, ..] => {
                 scans += usize::from(*marker == 0xDA);
@@ -299,6 +306,49 @@ fn check_webp(content: &[u8], max_pixels: u64) -> Result<&[u8], RowError> {
     Ok(file)
 }
 
+/// Decodes a JPEG file by libjpeg-turbo, in the form that MozJPEG has it.
+///
+/// It is the decoder of Pillow, OpenCV and TensorFlow: networks were trained on what it makes of
+/// files. zune-jpeg, which reads the header here, rounds twice where it upsamples colours; with it
+/// the cosine of an embedding with the reference fell to 0.9993 on 100 x 100 pixels, and with this
+/// one the pixels are the same.
+fn decode_jpeg(content: &[u8], header: &Header) -> Result<Vec<u8>, RowError> {
+    let error = |e: io::Error| failed(format!("the JPEG data cannot be decoded: {e}"));
+    let decoder = Decompress::new_mem(content).map_err(error)?;
+    let (width, height) = (header.width as usize, header.height as usize);
+    if decoder.size() != (width, height) {
+        return Err(failed("the JPEG data have two headers that differ in size"));
+    }
+    let channels = if header.channels == 4 { 4 } else { 3 };
+    let space = if channels == 4 {
+        JpegColorSpace::JCS_CMYK
+    } else {
+        JpegColorSpace::JCS_RGB
+    };
+    let mut decoder = decoder.to_colorspace(space).map_err(error)?;
+    let mut pixels = vec![0; width * height * channels];
+    decoder.read_scanlines_into(&mut pixels).map_err(error)?;
+    if channels == 3 {
+        return Ok(pixels);
+    }
+    // As everybody does since Photoshop did: 255 is no ink.
+    pixels.iter_mut().for_each(|ink| *ink = 255 - *ink);
+    Ok(cmyk_to_rgb(&pixels))
+}
+
+/// Pillow's formula, which rounds the product.
+fn cmyk_to_rgb(pixels: &[u8]) -> Vec<u8> {
+    let ink = |color: u8, rest: u8| {
+        let product = u32::from(color) * u32::from(rest) + 128;
+        rest.saturating_sub(((product + (product >> 8)) >> 8) as u8)
+    };
+    let (pixels, _) = pixels.as_chunks::<4>();
+    let rgb = pixels
+        .iter()
+        .map(|[c, m, y, k]| [c, m, y].map(|color| ink(*color, 255 - *k)));
+    rgb.collect::<Vec<_>>().into_flattened()
+}
+
 /// Decodes a TIFF file of 8-bit CMYK, of which `image` makes pictures that are up to a level darker
 /// than other decoders': it cuts where they round.
 fn decode_cmyk_tiff(content: &[u8], max_pixels: u64) -> Result<Vec<u8>, RowError> {
@@ -308,20 +358,13 @@ fn decode_cmyk_tiff(content: &[u8], max_pixels: u64) -> Result<Vec<u8>, RowError
     limits.decoding_buffer_size = alloc;
     limits.intermediate_buffer_size = alloc;
     limits.ifd_value_size = alloc;
-    let mut decoder = TiffDecoder::new(Cursor::new(content)).map_err(error)?.with_limits(limits);
+    let mut decoder = TiffDecoder::new(Cursor::new(content))
+        .map_err(error)?
+        .with_limits(limits);
     let mut samples = DecodingResult::U8(Vec::new());
     let layout = decoder.read_image_to_buffer(&mut samples).map_err(error)?;
     match samples {
-        DecodingResult::U8(samples) if layout.planes == 1 => {
-            // Pillow's formula, which rounds the product.
-            let ink = |color: u8, rest: u8| {
-                let product = u32::from(color) * u32::from(rest) + 128;
-                rest.saturating_sub(((product + (product >> 8)) >> 8) as u8)
-            };
-            let (pixels, _) = samples.as_chunks::<4>();
-            let rgb = pixels.iter().map(|[c, m, y, k]| [c, m, y].map(|color| ink(*color, 255 - k)));
-            Ok(rgb.collect::<Vec<_>>().into_flattened())
-        }
+        DecodingResult::U8(samples) if layout.planes == 1 => Ok(cmyk_to_rgb(&samples)),
         _ => Err(failed("CMYK TIFF in separate planes cannot be decoded")),
     }
 }
@@ -357,12 +400,20 @@ fn pick_rgb<T: Copy>(values: &[T], channels: usize, to_u8: impl Fn(T) -> u8) -> 
 /// Applies the orientation.
 fn upright(header: &Header, rgb: Vec<u8>) -> Result<Image, RowError> {
     let Some(image) = RgbImage::from_raw(header.width, header.height, rgb) else {
-        return Err(failed(format!("the {} decoder returned another size than the header's", header.format)));
+        return Err(failed(format!(
+            "the {} decoder returned another size than the header's",
+            header.format
+        )));
     };
     let mut image = DynamicImage::ImageRgb8(image);
     image.apply_orientation(header.orientation);
     let image = image.into_rgb8();
-    Ok(Image { width: image.width(), height: image.height(), channels: 3, data: image.into_raw() })
+    Ok(Image {
+        width: image.width(),
+        height: image.height(),
+        channels: 3,
+        data: image.into_raw(),
+    })
 }
 
 fn failed(cause: impl Display) -> RowError {
@@ -387,10 +438,14 @@ fn jpeg_error(error: &DecodeErrors) -> RowError {
 fn image_error(format: &str, error: &ImageError) -> RowError {
     match error {
         ImageError::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => early_end(format),
-        ImageError::Limits(_) => failed(format!("the {format} data take more memory than pomona.max_image_pixels allows")),
+        ImageError::Limits(_) => failed(format!(
+            "the {format} data take more memory than pomona.max_image_pixels allows"
+        )),
         other => {
             // The source says the same without repeating the format.
-            let cause = other.source().map_or_else(|| other.to_string(), |source| source.to_string());
+            let cause = other
+                .source()
+                .map_or_else(|| other.to_string(), |source| source.to_string());
             failed(format!("the {format} data cannot be decoded: {cause}"))
         }
     }
@@ -416,7 +471,9 @@ struct DecodeImage {
 
 impl DecodeImage {
     fn new() -> Self {
-        Self { signature: Signature::user_defined(Volatility::Immutable) }
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+        }
     }
 }
 
@@ -442,8 +499,14 @@ impl ScalarUDFImpl for DecodeImage {
             let contents = ContentColumn::try_new(columns[0].as_ref())?;
             let rows = columns[0].len();
             let mut builder = ImageBuilder::with_capacity(rows);
-            let outcome = |row| Ok(contents.get(row).map(|content| decode(content, options.max_image_pixels)));
-            for_each_row(rows, options, outcome, |image| builder.append(image.as_ref().map(Image::view)))?;
+            let outcome = |row| {
+                Ok(contents
+                    .get(row)
+                    .map(|content| decode(content, options.max_image_pixels)))
+            };
+            for_each_row(rows, options, outcome, |image| {
+                builder.append(image.as_ref().map(Image::view))
+            })?;
             Ok(builder.finish())
         })
     }
@@ -478,7 +541,12 @@ mod tests {
             // 256 colours at most, for GIF.
             let picture = RgbImage::from_fn(16, 9, |x, y| image::Rgb([(x * 17) as u8, (y * 31) as u8, 0]));
             let decoded = decode(&encode(picture.clone(), format), MAX).unwrap();
-            let expected = Image { width: 16, height: 9, channels: 3, data: picture.into_raw() };
+            let expected = Image {
+                width: 16,
+                height: 9,
+                channels: 3,
+                data: picture.into_raw(),
+            };
             assert_eq!(decoded, expected, "{name}");
         }
     }
@@ -488,7 +556,11 @@ mod tests {
         for format in [ImageFormat::Jpeg, ImageFormat::WebP] {
             let whole = encode(picture(), format);
             for cut in 0..whole.len() {
-                assert!(decode(&whole[..cut], MAX).is_err(), "{format:?} cut to {cut} of {} bytes", whole.len());
+                assert!(
+                    decode(&whole[..cut], MAX).is_err(),
+                    "{format:?} cut to {cut} of {} bytes",
+                    whole.len()
+                );
             }
             let longer = [whole.as_slice(), b"not the image's"].concat();
             assert_eq!(decode(&longer, MAX).unwrap(), decode(&whole, MAX).unwrap());
@@ -527,7 +599,10 @@ mod tests {
     fn the_size_is_checked_first() {
         for (format, name) in FORMATS {
             let error = decode(&encode(picture(), format), 1199).unwrap_err().to_string();
-            assert!(error.contains("40 x 30 pixels, more than pomona.max_image_pixels = 1199"), "{name}: {error}");
+            assert!(
+                error.contains("40 x 30 pixels, more than pomona.max_image_pixels = 1199"),
+                "{name}: {error}"
+            );
             assert!(decode(&encode(picture(), format), 1200).is_ok(), "{name}");
         }
     }

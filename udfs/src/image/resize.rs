@@ -60,9 +60,16 @@ impl Filter {
 
     /// The filter with this number in Pillow, as `preprocessor_config.json` has it in `resample`.
     pub fn from_pillow(number: u8) -> Option<Self> {
-        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming]
-            .get(usize::from(number))
-            .copied()
+        [
+            Self::Nearest,
+            Self::Lanczos,
+            Self::Bilinear,
+            Self::Bicubic,
+            Self::Box,
+            Self::Hamming,
+        ]
+        .get(usize::from(number))
+        .copied()
     }
 
     /// The distance from the centre beyond which there is no weight.
@@ -102,7 +109,9 @@ impl FromStr for Filter {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let named = Self::ALL.into_iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
+        let named = Self::ALL
+            .into_iter()
+            .find(|(_, known)| known.eq_ignore_ascii_case(name));
         named.map(|(filter, _)| filter).ok_or_else(|| {
             let known = Self::ALL.map(|(_, known)| known).join(", ");
             format!("there is no filter '{name}'; there are: {known}")
@@ -113,8 +122,8 @@ impl FromStr for Filter {
 /// Resizes an image; one of the same size is returned as it is. Of four channels the last is alpha:
 /// transparent pixels weigh less, as in Pillow.
 ///
-/// Beside the image and the result, memory is taken for one more image that is not larger than the
-/// larger of the two.
+/// Beside the image and the result, memory is taken for an image between the two passes, which is not
+/// larger than the larger of the two.
 ///
 /// # Errors
 /// Where the image's shape and its data do not fit, or the new size is 0 or cannot be addressed.
@@ -146,10 +155,18 @@ pub fn resize(image: ImageView<'_>, width: u32, height: u32, filter: Filter) -> 
         (_, 3) => convolve::<3>(image.data, from, to, filter),
         (_, 4) => unpremultiply(convolve::<4>(&premultiply(image.data), from, to, filter)),
         (_, channels) => {
-            return Err(RowError::new(Stage::Resize, format!("an image has 1, 3 or 4 channels, not {channels}")));
+            return Err(RowError::new(
+                Stage::Resize,
+                format!("an image has 1, 3 or 4 channels, not {channels}"),
+            ));
         }
     };
-    Ok(Image { width, height, channels: image.channels, data })
+    Ok(Image {
+        width,
+        height,
+        channels: image.channels,
+        data,
+    })
 }
 
 /// A width and a height.
@@ -224,7 +241,11 @@ fn filter_columns(data: Cow<'_, [u8]>, stride: usize, from: u32, to: u32, filter
     let mut sums = vec![HALF; stride];
     for window in windows(from, to, filter) {
         sums.fill(HALF);
-        for (weight, row) in window.weights.iter().zip(data[window.start * stride..].chunks_exact(stride)) {
+        for (weight, row) in window
+            .weights
+            .iter()
+            .zip(data[window.start * stride..].chunks_exact(stride))
+        {
             for (sum, value) in sums.iter_mut().zip(row) {
                 *sum += weight * i32::from(*value);
             }
@@ -266,13 +287,18 @@ fn windows(from: u32, to: u32, filter: Filter) -> Vec<Window> {
         // Conversions cut towards 0 and stop at it.
         let start = (center - support + 0.5) as u32;
         let end = ((center + support + 0.5) as u32).min(from);
-        let weights: Vec<f64> = (start..end).map(|x| filter.weight((f64::from(x) - center + 0.5) * shrink)).collect();
+        let weights: Vec<f64> = (start..end)
+            .map(|x| filter.weight((f64::from(x) - center + 0.5) * shrink))
+            .collect();
         let sum: f64 = weights.iter().sum();
         let fixed = |weight: &f64| {
             let weight = if sum == 0.0 { 0.0 } else { weight / sum };
             (weight * ONE + 0.5_f64.copysign(weight)) as i32
         };
-        Window { start: start as usize, weights: weights.iter().map(fixed).collect() }
+        Window {
+            start: start as usize,
+            weights: weights.iter().map(fixed).collect(),
+        }
     };
     (0..to).map(window).collect()
 }
@@ -329,7 +355,10 @@ FROM (
         name = "content_or_image",
         description = "The encoded bytes of an image, or a decoded image."
     ),
-    argument(name = "width", description = "Columns of pixels; a column may give each row its own."),
+    argument(
+        name = "width",
+        description = "Columns of pixels; a column may give each row its own."
+    ),
     argument(name = "height", description = "Rows of pixels."),
     argument(
         name = "filter",
@@ -343,7 +372,9 @@ struct Resize {
 
 impl Resize {
     fn new() -> Self {
-        Self { signature: Signature::user_defined(Volatility::Immutable) }
+        Self {
+            signature: Signature::user_defined(Volatility::Immutable),
+        }
     }
 }
 
@@ -372,6 +403,8 @@ impl ScalarUDFImpl for Resize {
 
     fn return_field_from_args(&self, args: ReturnFieldArgs) -> DataFusionResult<FieldRef> {
         if let (Some(width), Some(height)) = (constant_integer(&args, 1), constant_integer(&args, 2))
+            // Sizes that are too large are found when the setting is known.
+            && width.min(height) < 1
             && let Err(cause) = target(width, height, u64::MAX)
         {
             return plan_err!("{cause}");
@@ -423,14 +456,19 @@ mod tests {
     ];
 
     fn resized(width: u32, height: u32, filter: Filter) -> Vec<u8> {
-        let image = ImageView { width: 7, height: 5, channels: 1, data: &PICTURE };
+        let image = ImageView {
+            width: 7,
+            height: 5,
+            channels: 1,
+            data: &PICTURE,
+        };
         resize(image, width, height, filter).unwrap().data
     }
 
     #[test]
     fn pixels_are_those_of_pillow() {
         // Pillow 13.0: Image.fromarray(picture).resize(size, filter).
-        let smaller = [
+        let smaller: [(Filter, [u8; 6]); 6] = [
             (Filter::Nearest, [157, 33, 165, 141, 186, 231]),
             (Filter::Box, [82, 124, 173, 68, 105, 176]),
             (Filter::Bilinear, [96, 119, 166, 84, 124, 146]),
@@ -442,7 +480,7 @@ mod tests {
             assert_eq!(resized(3, 2, filter), expected, "{filter:?}");
         }
         // Columns first.
-        let wider = [
+        let wider: [(Filter, [u8; 9]); 6] = [
             (Filter::Nearest, [182, 21, 21, 116, 211, 103, 198, 198, 37]),
             (Filter::Box, [80, 72, 72, 127, 130, 92, 198, 198, 150]),
             (Filter::Bilinear, [88, 79, 97, 127, 136, 102, 151, 179, 140]),
@@ -458,15 +496,25 @@ mod tests {
     #[test]
     fn transparent_pixels_weigh_less() {
         let data = [255, 0, 0, 255, 0, 255, 0, 0, 0, 0, 255, 128, 10, 20, 30, 200];
-        let image = ImageView { width: 2, height: 2, channels: 4, data: &data };
-        let pillow = [175, 0, 86, 198, 115, 6, 66, 146, 0, 24, 24, 94];
+        let image = ImageView {
+            width: 2,
+            height: 2,
+            channels: 4,
+            data: &data,
+        };
+        let pillow: [u8; 12] = [175, 0, 86, 198, 115, 6, 66, 146, 0, 24, 24, 94];
         assert_eq!(resize(image, 3, 1, Filter::Bicubic).unwrap().data, pillow);
     }
 
     #[test]
     fn channels_do_not_mix() {
         let data: Vec<u8> = PICTURE.iter().flat_map(|value| [*value, 255 - value, 7]).collect();
-        let image = ImageView { width: 7, height: 5, channels: 3, data: &data };
+        let image = ImageView {
+            width: 7,
+            height: 5,
+            channels: 3,
+            data: &data,
+        };
         let rgb = resize(image, 4, 9, Filter::Lanczos).unwrap();
         let red: Vec<u8> = rgb.data.iter().step_by(3).copied().collect();
         assert_eq!(red, resized(4, 9, Filter::Lanczos));
@@ -475,20 +523,40 @@ mod tests {
 
     #[test]
     fn what_cannot_be_resized() {
-        let image = ImageView { width: 7, height: 5, channels: 1, data: &PICTURE };
+        let image = ImageView {
+            width: 7,
+            height: 5,
+            channels: 1,
+            data: &PICTURE,
+        };
         assert!(resize(image, 0, 5, Filter::Box).is_err());
         assert!(resize(ImageView { width: 8, ..image }, 3, 2, Filter::Box).is_err());
-        assert!(resize(ImageView { width: 0, data: &[], ..image }, 3, 2, Filter::Box).is_err());
+        assert!(
+            resize(
+                ImageView {
+                    width: 0,
+                    data: &[],
+                    ..image
+                },
+                3,
+                2,
+                Filter::Box
+            )
+            .is_err()
+        );
         assert_eq!(resize(image, 7, 5, Filter::Lanczos).unwrap().data, PICTURE);
     }
 
     #[test]
     fn names_and_numbers() {
         for (filter, name) in Filter::ALL {
-            assert_eq!(name.parse(), Ok(filter));
+            assert_eq!(name.parse::<Filter>(), Ok(filter));
         }
         let error = "cubic".parse::<Filter>().unwrap_err();
-        assert_eq!(error, "there is no filter 'cubic'; there are: nearest, box, bilinear, hamming, bicubic, lanczos");
+        assert_eq!(
+            error,
+            "there is no filter 'cubic'; there are: nearest, box, bilinear, hamming, bicubic, lanczos"
+        );
         assert_eq!(Filter::from_pillow(3), Some(Filter::Bicubic));
         assert_eq!(Filter::from_pillow(6), None);
     }

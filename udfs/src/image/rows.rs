@@ -118,7 +118,7 @@ pub(super) fn for_each_row<T>(
 }
 
 /// Applies `kernel` to the image of each row and its `parameters`, which are `None` where one is
-/// NULL. They are read first: a wrong call fails before a pixel is touched.
+/// NULL. They are read before the image: a wrong call fails before a pixel is touched.
 ///
 /// # Errors
 /// As [`for_each_row`].
@@ -132,6 +132,9 @@ pub(super) fn for_each_image<P, T>(
 ) -> Result<()> {
     let source = SourceColumn::try_new(images.as_ref())?;
     let outcome = |row: usize| -> Result<Option<Result<T, RowError>>> {
+        if images.is_null(row) {
+            return Ok(None);
+        }
         let Some(parameters) = parameters(row)? else {
             return Ok(None);
         };

@@ -52,7 +52,7 @@ impl TractEngine {
     }
 
     fn try_load(model: &ModelProto, input_shape: [usize; 4]) -> TractResult<Self> {
-        let plan = tract_onnx::onnx()
+        let plan = onnx()
             .model_for_proto_model(model)?
             .with_input_fact(0, f32::fact(input_shape).into())?
             .into_optimized()?

@@ -1,0 +1,355 @@
+//! The image table: a prefix of an object store as rows of path, content and label.
+//!
+//! ```sql
+//! CREATE EXTERNAL TABLE fruits STORED AS IMAGES LOCATION 's3://bucket/Training/';
+//! SELECT label, count(*) FROM images('sample://fruits/Training/') GROUP BY label;
+//! ```
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | here | [`ImageTable`], its factory and the table function `images` |
+//! | `options` | the `images.*` options |
+//! | `location` | locations, object keys and paths |
+//! | `pattern` | path patterns: columns from the path |
+//! | `listing` | LIST, filters on it, rows |
+//! | `fetch` | `FetchExec`, which reads content |
+//!
+//! A scan lists when the query is planned, so that filters on path, label and metadata are decided
+//! before anything is read, and EXPLAIN tells what a query will cost.
+
+mod fetch;
+mod listing;
+mod location;
+mod options;
+mod pattern;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
+use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider, TableProviderFactory};
+use datafusion::common::tree_node::TreeNode;
+use datafusion::common::{DFSchema, internal_datafusion_err, plan_err, project_schema};
+use datafusion::error::Result;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::LexOrdering;
+use datafusion::physical_plan::ExecutionPlan;
+use object_store::ObjectStore;
+
+use self::fetch::{FetchExec, FetchSpec, by_path};
+use self::listing::{Lister, Listing};
+use self::location::Location;
+pub use self::options::ImagesOptions;
+use crate::stores::store_with_options;
+
+/// What an object costs beside its bytes: decoding and inference take about the same time for
+/// small images and for large.
+const COST_PER_OBJECT: u64 = 256 << 10;
+
+/// Images in an object store, as a table.
+///
+/// Columns: `path` (Utf8, the full URL), `content` (Binary, the encoded image), `label` (Utf8, the
+/// name of the folder, or what the path pattern says), then the pattern's other columns (Utf8), and,
+/// if asked for, `size` (Int64, bytes), `last_modified` (Timestamp) and `e_tag` (Utf8).
+#[derive(Debug)]
+pub struct ImageTable {
+    lister: Arc<Lister>,
+    schema: SchemaRef,
+    /// The store of a table with credentials of its own; else it is the session's.
+    store: Option<Arc<dyn ObjectStore>>,
+}
+
+impl ImageTable {
+    /// A table of the images at `locations`: URLs, or paths of the file system. A table with a
+    /// `store` reads from it; else from the session's store for the URL.
+    ///
+    /// # Errors
+    /// Locations that no store can address or that are in several stores, and options that
+    /// contradict each other. Nothing is listed yet.
+    pub fn try_new(locations: &[String], options: &ImagesOptions, store: Option<Arc<dyn ObjectStore>>) -> Result<Self> {
+        let locations = locations
+            .iter()
+            .map(|text| Location::parse(text))
+            .collect::<Result<Vec<_>>>()?;
+        if locations.is_empty() {
+            return plan_err!("an image table needs a location");
+        }
+        let lister = Lister::try_new(locations, options)?;
+        let schema = table_schema(&lister);
+        Ok(Self {
+            lister: Arc::new(lister),
+            schema,
+            store,
+        })
+    }
+
+    fn store(&self, state: &dyn Session) -> Result<Arc<dyn ObjectStore>> {
+        match (&self.store, self.lister.locations().first()) {
+            (Some(store), _) => Ok(Arc::clone(store)),
+            (None, Some(location)) => state.runtime_env().object_store(location.base().store()),
+            (None, None) => plan_err!("an image table needs a location"),
+        }
+    }
+}
+
+/// The listing's columns with `content` after `path`, and without the size if it was not asked for.
+fn table_schema(lister: &Lister) -> SchemaRef {
+    let mut fields: Vec<_> = lister.schema().fields().iter().cloned().collect();
+    if !lister.has_metadata() {
+        fields.retain(|field| field.name() != "size");
+    }
+    fields.insert(1, Arc::new(Field::new("content", DataType::Binary, true)));
+    Arc::new(Schema::new(fields))
+}
+
+#[async_trait]
+impl TableProvider for ImageTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        filters
+            .iter()
+            .map(|filter| {
+                Ok(if is_about_listing(filter, self.lister.schema())? {
+                    TableProviderFilterPushDown::Exact
+                } else {
+                    TableProviderFilterPushDown::Unsupported
+                })
+            })
+            .collect()
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let store = self.store(state)?;
+        let predicate = conjunction(filters.to_vec())
+            .map(|filter| state.create_physical_expr(filter, &DFSchema::try_from(Arc::clone(self.lister.schema()))?))
+            .transpose()?;
+        let listing = self.lister.list(store, predicate, limit).await?;
+
+        let schema = project_schema(&self.schema, projection)?;
+        let partitions = state.config().target_partitions();
+        let (leaf, spec) = plan(&self.lister, &listing, schema, partitions, state.config().batch_size())?;
+        Ok(Arc::new(FetchExec::new(leaf, spec, self.store.clone(), limit)))
+    }
+}
+
+/// Can the listing decide this filter, once and for all?
+fn is_about_listing(filter: &Expr, listing: &Schema) -> Result<bool> {
+    let known = filter
+        .column_refs()
+        .iter()
+        .all(|column| listing.index_of(&column.name).is_ok());
+    let needs_query = filter.exists(|expr| {
+        Ok(matches!(
+            expr,
+            Expr::ScalarSubquery(_)
+                | Expr::InSubquery(_)
+                | Expr::Exists(_)
+                | Expr::SetComparison(_)
+                | Expr::OuterReferenceColumn(..)
+                | Expr::Placeholder(_)
+        ))
+    })?;
+    Ok(known && !needs_query && !filter.is_volatile())
+}
+
+/// The listing as a leaf that holds only what is needed above it, and what [`FetchExec`] makes of it.
+fn plan(
+    lister: &Lister,
+    listing: &Listing,
+    schema: SchemaRef,
+    partitions: usize,
+    batch_size: usize,
+) -> Result<(Arc<dyn ExecutionPlan>, FetchSpec)> {
+    let reads_content = schema.index_of("content").is_ok();
+    let is_needed = |name: &str| name == "path" || (reads_content && name == "size") || schema.index_of(name).is_ok();
+    let needed: Vec<usize> = lister
+        .schema()
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(_, f)| is_needed(f.name()))
+        .map(|(i, _)| i)
+        .collect();
+    let rows = listing.rows.project(&needed)?;
+    let columns = schema
+        .fields()
+        .iter()
+        .map(|field| rows.schema_ref().index_of(field.name()).ok())
+        .collect::<Vec<_>>();
+
+    let sizes = listing
+        .rows
+        .column_by_name("size")
+        .and_then(|column| column.as_primitive_opt::<Int64Type>());
+    let sizes = sizes.ok_or_else(|| internal_datafusion_err!("a listing has no sizes"))?;
+    let size_of = |size: &i64| {
+        if reads_content {
+            u64::try_from(*size).unwrap_or(0)
+        } else {
+            0
+        }
+    };
+    let bytes = sizes.values().iter().map(size_of).fold(0, u64::saturating_add);
+    let costs = sizes
+        .values()
+        .iter()
+        .map(|size| size_of(size).saturating_add(COST_PER_OBJECT));
+    let partitions = deal(costs, partitions.min(rows.num_rows()).max(1))
+        .into_iter()
+        .map(|part| batches(&take_record_batch(&rows, &UInt32Array::from(part))?, batch_size))
+        .collect::<Result<Vec<_>>>()?;
+
+    let path = rows.schema_ref().index_of("path")?;
+    let source = MemorySourceConfig::try_new(&partitions, rows.schema(), None)?
+        .try_with_sort_information(LexOrdering::new([by_path(path)]).into_iter().collect())?;
+    let locations: Vec<_> = lister.locations().iter().map(ToString::to_string).collect();
+    let base = lister.locations().first().map(|location| location.base().clone());
+    let spec = FetchSpec {
+        base: base.ok_or_else(|| internal_datafusion_err!("a listing has no location"))?,
+        location: locations.join(" "),
+        schema,
+        columns,
+        listed: listing.listed,
+        pruned: listing.pruned,
+        to_fetch: if reads_content { rows.num_rows() } else { 0 },
+        bytes,
+    };
+    let leaf: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(source);
+    Ok((leaf, spec))
+}
+
+/// Deals rows out to partitions, each to the one that costs least so far.
+///
+/// Partitions are balanced and sorted like the rows, and neighbours are in different partitions:
+/// a query that sorts by path merges all partitions at the same time, where contiguous ones would
+/// have to be worked off one after the other.
+fn deal(costs: impl Iterator<Item = u64>, partitions: usize) -> Vec<Vec<u32>> {
+    let mut dealt = vec![vec![]; partitions];
+    let mut cheapest: BinaryHeap<_> = (0..partitions).map(|partition| Reverse((0_u64, partition))).collect();
+    for (row, cost) in (0..).zip(costs) {
+        let Some(Reverse((load, partition))) = cheapest.pop() else {
+            break;
+        };
+        if let Some(rows) = dealt.get_mut(partition) {
+            rows.push(row);
+        }
+        cheapest.push(Reverse((load.saturating_add(cost), partition)));
+    }
+    dealt
+}
+
+fn batches(rows: &RecordBatch, batch_size: usize) -> Result<Vec<RecordBatch>> {
+    let starts = (0..rows.num_rows()).step_by(batch_size.max(1));
+    Ok(starts
+        .map(|start| rows.slice(start, batch_size.max(1).min(rows.num_rows() - start)))
+        .collect())
+}
+
+/// Makes image tables: `CREATE EXTERNAL TABLE … STORED AS IMAGES`.
+///
+/// Register it under `IMAGES`.
+#[derive(Debug, Default)]
+pub struct ImageTableFactory;
+
+#[async_trait]
+impl TableProviderFactory for ImageTableFactory {
+    async fn create(&self, state: &dyn Session, cmd: &CreateExternalTable) -> Result<Arc<dyn TableProvider>> {
+        if !cmd.schema.fields().is_empty() || !cmd.constraints.is_empty() {
+            return plan_err!(
+                "an image table has its own columns (path, content, label, and those of images.path_pattern): leave out \
+                 the list of columns"
+            );
+        }
+        if !cmd.table_partition_cols.is_empty() {
+            return plan_err!(
+                "an image table takes columns from the path with OPTIONS (images.path_pattern '{{split}}/{{label}}/*'), \
+                 not with PARTITIONED BY"
+            );
+        }
+        if !cmd.order_exprs.is_empty() || cmd.unbounded {
+            return plan_err!("an image table is sorted by path and has an end: leave out WITH ORDER and UNBOUNDED");
+        }
+        let table = ImageTable::try_new(&cmd.locations, &ImagesOptions::from_map(&cmd.options)?, None)?;
+        let store = match table.lister.locations().first() {
+            Some(location) => store_with_options(location.base().store().as_ref(), &cmd.options)?,
+            None => None,
+        };
+        let table = ImageTable { store, ..table };
+        // A scheme that does not exist is an error now, not when the table is read.
+        table.store(state)?;
+        Ok(Arc::new(table))
+    }
+}
+
+/// The table function `images(location [, path_pattern])`.
+#[derive(Debug, Default)]
+pub struct ImagesFunction;
+
+impl TableFunctionImpl for ImagesFunction {
+    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
+        let texts: Option<Vec<&str>> = args
+            .exprs()
+            .iter()
+            .map(|expr| match expr {
+                Expr::Literal(value, _) => value.try_as_str().flatten(),
+                _ => None,
+            })
+            .collect();
+        let (location, path_pattern) = match texts.as_deref() {
+            Some([location]) => (*location, None),
+            Some([location, pattern]) => (*location, Some((*pattern).to_owned())),
+            _ => {
+                return plan_err!(
+                    "images takes a location and maybe a path pattern, as strings: images('s3://bucket/folder/')"
+                );
+            }
+        };
+        let options = ImagesOptions {
+            path_pattern,
+            ..ImagesOptions::default()
+        };
+        let table = ImageTable::try_new(&[location.to_owned()], &options, None)?;
+        table.store(args.session())?;
+        Ok(Arc::new(table))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn partitions_are_balanced_and_sorted() {
+        let costs: Vec<u64> = (0..100).map(|i| if i % 10 == 0 { 50 } else { 5 }).collect();
+        let dealt = deal(costs.iter().copied(), 4);
+        let loads: Vec<u64> = dealt
+            .iter()
+            .map(|rows| rows.iter().map(|row| costs[*row as usize]).sum())
+            .collect();
+        assert!(loads.iter().all(|load| load.abs_diff(237) <= 50), "{loads:?}");
+        assert!(dealt.iter().all(|rows| rows.is_sorted()));
+        assert_eq!(dealt.iter().flatten().collect::<HashSet<_>>().len(), 100);
+        assert_eq!(deal([1, 1, 1, 1].into_iter(), 2), [vec![0, 2], vec![1, 3]]);
+    }
+}
