@@ -223,7 +223,7 @@ mod tests {
     async fn setting(ctx: &SessionContext, name: &str) -> String {
         let sql = format!("SELECT value FROM information_schema.df_settings WHERE name = '{name}'");
         let batches = ctx.sql(&sql).await.unwrap().collect().await.unwrap();
-        datafusion::arrow::util::display::array_value_to_string(batches.first().unwrap().column(0), 0).unwrap()
+        arrow::util::display::array_value_to_string(batches.first().unwrap().column(0), 0).unwrap()
     }
 
     #[tokio::test]
@@ -275,7 +275,7 @@ mod tests {
         let table = ctx.sql(&format!("SELECT v FROM '{file}'")).await.unwrap();
         let data_type = table.schema().field(0).data_type().clone();
         assert!(
-            matches!(data_type, datafusion::arrow::datatypes::DataType::FixedSizeList(_, 2)),
+            matches!(data_type, arrow::datatypes::DataType::FixedSizeList(_, 2)),
             "{data_type}"
         );
         assert_eq!(table.count().await.unwrap(), 100);
