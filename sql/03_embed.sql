@@ -18,7 +18,7 @@ TO :'embeddings' STORED AS PARQUET;
 WITH pictures AS (SELECT * FROM :'embeddings'),
      chosen AS (SELECT * FROM pictures ORDER BY path LIMIT 1)
 SELECT pictures.path, pictures.label,
-       round(cosine_distance(pictures.embedding, chosen.embedding), 4) AS distance
+       abs(round(cosine_distance(pictures.embedding, chosen.embedding), 4)) AS distance
 FROM pictures CROSS JOIN chosen
 ORDER BY distance, pictures.path
 LIMIT 6;

@@ -92,9 +92,22 @@ async fn open_s3(url: &Url, mut options: AwsOptions) -> Result<(Arc<dyn ObjectSt
             options.allow_http = Some(true);
         }
     }
-    let mut builder = get_s3_object_store_builder(url, &options, false)
-        .await
-        .map_err(|e| failure(&e))?;
+    let asked = options.clone();
+    if options
+        .skip_signature
+        .unwrap_or_else(|| variable("AWS_SKIP_SIGNATURE").is_some_and(|v| is_true(&v)))
+    {
+        sign_nothing(&mut options);
+    }
+    let mut builder = match get_s3_object_store_builder(url, &options, false).await {
+        // Nobody gave credentials, and there is no instance to ask either: a bucket may be public.
+        Err(_) if !configured() => {
+            sign_nothing(&mut options);
+            get_s3_object_store_builder(url, &options, false).await
+        }
+        built => built,
+    }
+    .map_err(|e| failure(&e))?;
     if let Some(endpoint) = &options.endpoint {
         // Else AWS_ENDPOINT_URL_S3 would come before the option.
         builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
@@ -102,13 +115,35 @@ async fn open_s3(url: &Url, mut options: AwsOptions) -> Result<(Arc<dyn ObjectSt
     let unsigned = builder
         .get_config_value(&AmazonS3ConfigKey::SkipSignature)
         .is_some_and(|v| is_true(&v));
-    let credentials = s3_credentials(&options, unsigned, variable);
+    let credentials = s3_credentials(&asked, unsigned, variable);
     let store = builder
         .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::UserAgent), USER_AGENT)
         .with_retry(retries())
         .with_http_connector(IoConnector)
         .build()?;
     Ok((Arc::new(store), credentials))
+}
+
+/// Has requests go out unsigned. Keys that are there, if empty, keep the SDK from looking for others.
+fn sign_nothing(options: &mut AwsOptions) {
+    options.skip_signature = Some(true);
+    options.access_key_id = Some(String::new());
+    options.secret_access_key = Some(String::new());
+}
+
+/// Does the environment, or a file in the home folder, say anything of AWS credentials?
+fn configured() -> bool {
+    let variables = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_CONFIG_FILE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_PROFILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+    ];
+    let files = dirs::home_dir().map(|home| [home.join(".aws/credentials"), home.join(".aws/config")]);
+    variables.into_iter().any(|name| variable(name).is_some()) || files.into_iter().flatten().any(|file| file.exists())
 }
 
 /// Where the credentials of an S3 store come from, in the order in which they are looked for.

@@ -531,7 +531,7 @@ impl<'a> Collector<'a> {
                     key.is_some_and(|key| self.folders.contains(key.as_ref()))
                 };
                 let is_twice = i > 0 && paths.value(i) == paths.value(i - 1);
-                Some(!is_twice && !(is_empty && is_marker()))
+                Some(!(is_twice || is_empty && is_marker()))
             })
             .collect()
     }
@@ -565,8 +565,8 @@ mod tests {
 
     use super::*;
 
-    fn lister(location: &str, options: ImagesOptions) -> Arc<Lister> {
-        Arc::new(Lister::try_new(vec![Location::parse(location).unwrap()], &options).unwrap())
+    fn lister(location: &str, options: &ImagesOptions) -> Arc<Lister> {
+        Arc::new(Lister::try_new(vec![Location::parse(location).unwrap()], options).unwrap())
     }
 
     fn by_split() -> ImagesOptions {
@@ -608,7 +608,7 @@ mod tests {
             "t/0.gif",
         ])
         .await;
-        let listing = lister("s3://b/t/", ImagesOptions::default())
+        let listing = lister("s3://b/t/", &ImagesOptions::default())
             .list(store, None, None)
             .await
             .unwrap();
@@ -633,7 +633,7 @@ mod tests {
             glob: "*".into(),
             ..ImagesOptions::default()
         };
-        let listing = lister("s3://b/t/", all).list(store, None, Some(9)).await.unwrap();
+        let listing = lister("s3://b/t/", &all).list(store, None, Some(9)).await.unwrap();
         assert_eq!(paths(&listing), ["s3://b/t/A/1.jpg", "s3://b/t/file"]);
     }
 
@@ -646,7 +646,7 @@ mod tests {
             ("s3://b/none/", 0),
             ("s3://b/none", 0),
         ] {
-            let lister = lister(location, ImagesOptions::default());
+            let lister = lister(location, &ImagesOptions::default());
             let listing = lister.list(Arc::clone(&store), None, None).await.unwrap();
             assert_eq!(listing.rows.num_rows(), rows, "{location}");
         }
@@ -655,7 +655,7 @@ mod tests {
     #[tokio::test]
     async fn filters_and_limits_are_exact() {
         let store = store(&["t/X/A/1.jpg", "t/X/A/2.jpg", "t/X/B/3.jpg", "t/Y/A/4.jpg"]).await;
-        let lister = lister("s3://b/t/", by_split());
+        let lister = lister("s3://b/t/", &by_split());
         let is_a = binary(
             col("label", lister.schema()).unwrap(),
             Operator::Eq,
@@ -678,7 +678,7 @@ mod tests {
 
     #[test]
     fn predicates_narrow_prefixes() {
-        let lister = lister("s3://b/t/", by_split());
+        let lister = lister("s3://b/t/", &by_split());
         let schema = lister.schema();
         let column = |name| col(name, schema).unwrap();
         let split = in_list(column("split"), vec![lit("Y"), lit("X")], &false, schema).unwrap();

@@ -52,6 +52,9 @@ use crate::stores::store_with_options;
 /// small images and for large.
 const COST_PER_OBJECT: u64 = 256 << 10;
 
+/// Fewer rows are not worth a partition more, and a look at the first few comes in their order.
+const MIN_ROWS_PER_PARTITION: usize = 8;
+
 /// Images in an object store, as a table.
 ///
 /// Columns: `path` (Utf8, the full URL), `content` (Binary, the encoded image), `label` (Utf8, the
@@ -213,10 +216,13 @@ fn plan(
         .values()
         .iter()
         .map(|size| size_of(size).saturating_add(COST_PER_OBJECT));
-    let partitions = deal(costs, partitions.min(rows.num_rows()).max(1))
-        .into_iter()
-        .map(|part| batches(&take_record_batch(&rows, &UInt32Array::from(part))?, batch_size))
-        .collect::<Result<Vec<_>>>()?;
+    let partitions = deal(
+        costs,
+        partitions.min(rows.num_rows().div_ceil(MIN_ROWS_PER_PARTITION)).max(1),
+    )
+    .into_iter()
+    .map(|part| batches(&take_record_batch(&rows, &UInt32Array::from(part))?, batch_size))
+    .collect::<Result<Vec<_>>>()?;
 
     let path = rows.schema_ref().index_of("path")?;
     let source = MemorySourceConfig::try_new(&partitions, rows.schema(), None)?

@@ -6,7 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -45,8 +45,6 @@ pub(crate) enum Fault {
     SlowDown(usize),
     /// Answers 403.
     Deny,
-    /// Takes this long.
-    Delay(Duration),
     /// Lists the object, and has lost it afterwards.
     Vanish,
 }
@@ -258,31 +256,26 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// Records a request, then takes its time over it or refuses it.
-    async fn receive(&self, operation: &'static str, key: &str, region: Option<&Region>) -> S3Result<()> {
-        let delay = {
-            let mut behaviour = self.behaviour.lock().unwrap();
-            behaviour.requests.push(Request {
-                operation,
-                key: key.to_owned(),
-            });
-            if let (Some(home), Some(region)) = (behaviour.region, region)
-                && region.as_str() != home
-            {
-                return Err(s3_error!(PermanentRedirect, "The bucket is in another region"));
+    /// Records a request, and refuses it where it is told to.
+    fn receive(&self, operation: &'static str, key: &str, region: Option<&Region>) -> S3Result<()> {
+        let mut behaviour = self.behaviour.lock().unwrap();
+        behaviour.requests.push(Request {
+            operation,
+            key: key.to_owned(),
+        });
+        if let (Some(home), Some(region)) = (behaviour.region, region)
+            && region.as_str() != home
+        {
+            return Err(s3_error!(PermanentRedirect, "The bucket is in another region"));
+        }
+        match behaviour.faults.get_mut(key) {
+            Some(Fault::SlowDown(times)) if *times > 0 => {
+                *times -= 1;
+                Err(s3_error!(SlowDown, "Please reduce your request rate"))
             }
-            match behaviour.faults.get_mut(key) {
-                Some(Fault::SlowDown(times)) if *times > 0 => {
-                    *times -= 1;
-                    return Err(s3_error!(SlowDown, "Please reduce your request rate"));
-                }
-                Some(Fault::Deny) => return Err(s3_error!(AccessDenied, "Access Denied")),
-                Some(Fault::Delay(time)) => *time,
-                _ => Duration::ZERO,
-            }
-        };
-        tokio::time::sleep(delay).await;
-        Ok(())
+            Some(Fault::Deny) => Err(s3_error!(AccessDenied, "Access Denied")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -293,7 +286,7 @@ impl S3 for Recorder {
         mut request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let prefix = request.input.prefix.clone().unwrap_or_default();
-        self.receive("ListObjectsV2", &prefix, request.region.as_ref()).await?;
+        self.receive("ListObjectsV2", &prefix, request.region.as_ref())?;
         let bucket = request.input.bucket.clone();
         let first_page = request.input.continuation_token.is_none();
         request.input.max_keys = self.behaviour.lock().unwrap().page_size.or(request.input.max_keys);
@@ -322,26 +315,22 @@ impl S3 for Recorder {
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.receive("GetObject", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("GetObject", &request.input.key, request.region.as_ref())?;
         self.files.get_object(request).await
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.receive("HeadObject", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("HeadObject", &request.input.key, request.region.as_ref())?;
         self.files.head_object(request).await
     }
 
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        self.receive("PutObject", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("PutObject", &request.input.key, request.region.as_ref())?;
         self.files.put_object(request).await
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.receive("DeleteObject", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("DeleteObject", &request.input.key, request.region.as_ref())?;
         self.files.delete_object(request).await
     }
 
@@ -349,14 +338,12 @@ impl S3 for Recorder {
         &self,
         request: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-        self.receive("CreateMultipartUpload", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("CreateMultipartUpload", &request.input.key, request.region.as_ref())?;
         self.files.create_multipart_upload(request).await
     }
 
     async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        self.receive("UploadPart", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("UploadPart", &request.input.key, request.region.as_ref())?;
         self.files.upload_part(request).await
     }
 
@@ -364,8 +351,7 @@ impl S3 for Recorder {
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        self.receive("CompleteMultipartUpload", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("CompleteMultipartUpload", &request.input.key, request.region.as_ref())?;
         self.files.complete_multipart_upload(request).await
     }
 
@@ -373,8 +359,7 @@ impl S3 for Recorder {
         &self,
         request: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        self.receive("AbortMultipartUpload", &request.input.key, request.region.as_ref())
-            .await?;
+        self.receive("AbortMultipartUpload", &request.input.key, request.region.as_ref())?;
         self.files.abort_multipart_upload(request).await
     }
 }

@@ -27,7 +27,14 @@ pub enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 6] = [Self::Get, Self::Decode, Self::Crop, Self::Resize, Self::Encode, Self::Infer];
+    const ALL: [Self; 6] = [
+        Self::Get,
+        Self::Decode,
+        Self::Crop,
+        Self::Resize,
+        Self::Encode,
+        Self::Infer,
+    ];
 }
 
 impl Display for Stage {
@@ -56,7 +63,10 @@ pub struct RowError {
 impl RowError {
     /// An error of `stage`, told by `cause`.
     pub fn new(stage: Stage, cause: impl Display) -> Self {
-        Self { stage, cause: cause.to_string() }
+        Self {
+            stage,
+            cause: cause.to_string(),
+        }
     }
 }
 
@@ -92,7 +102,10 @@ impl RowPolicy {
 
     /// The policy of `options`.
     pub fn new(options: &PomonaOptions) -> Self {
-        Self { on_error: options.on_error, failures: Arc::clone(&options.failures) }
+        Self {
+            on_error: options.on_error,
+            failures: Arc::clone(&options.failures),
+        }
     }
 
     /// Passes a result on; a failed row is `None`, and counted, where the policy says so.

@@ -15,8 +15,8 @@ mod rows;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BinaryViewArray, FixedSizeBinaryArray, Int8Array, Int8Builder,
-    Int32Array, Int32Builder, LargeBinaryArray, NullBufferBuilder, StructArray,
+    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, BinaryViewArray, FixedSizeBinaryArray, Int8Array,
+    Int8Builder, Int32Array, Int32Builder, LargeBinaryArray, NullBufferBuilder, StructArray,
 };
 use arrow::datatypes::{DataType, Field, Fields, Int8Type, Int32Type};
 use datafusion::common::{exec_err, internal_err, plan_err};
@@ -56,7 +56,9 @@ pub fn is_image_type(data_type: &DataType) -> bool {
     let DataType::Struct(fields) = data_type else {
         return false;
     };
-    ["height", "width", "channels", "data"].iter().all(|name| fields.find(name).is_some())
+    ["height", "width", "channels", "data"]
+        .iter()
+        .all(|name| fields.find(name).is_some())
 }
 
 /// Is this a SQL type that holds encoded bytes?
@@ -88,7 +90,9 @@ pub fn coerce_image(function: &str, data_type: &DataType) -> Result<DataType> {
     match data_type {
         DataType::Null => Ok(image_type()),
         t if is_image_type(t) => Ok(image_type()),
-        t if is_content_type(t) => plan_err!("{function} takes a decoded image, not {t}: use decode_image(…) on it first"),
+        t if is_content_type(t) => {
+            plan_err!("{function} takes a decoded image, not {t}: use decode_image(…) on it first")
+        }
         t => plan_err!("{function} takes a decoded image, not {t}"),
     }
 }
@@ -121,7 +125,12 @@ pub struct Image {
 impl Image {
     /// Borrows the pixels.
     pub fn view(&self) -> ImageView<'_> {
-        ImageView { width: self.width, height: self.height, channels: self.channels, data: &self.data }
+        ImageView {
+            width: self.width,
+            height: self.height,
+            channels: self.channels,
+            data: &self.data,
+        }
     }
 }
 
@@ -141,7 +150,12 @@ pub struct ImageView<'a> {
 impl ImageView<'_> {
     /// Copies the pixels.
     pub fn to_image(self) -> Image {
-        Image { width: self.width, height: self.height, channels: self.channels, data: self.data.to_vec() }
+        Image {
+            width: self.width,
+            height: self.height,
+            channels: self.channels,
+            data: self.data.to_vec(),
+        }
     }
 }
 
@@ -222,9 +236,17 @@ impl<'a> ImageColumn<'a> {
         if self.rows.is_null(i) {
             return None;
         }
-        let parts = [self.height.is_valid(i), self.width.is_valid(i), self.channels.is_valid(i), self.data.is_valid(i)];
+        let parts = [
+            self.height.is_valid(i),
+            self.width.is_valid(i),
+            self.channels.is_valid(i),
+            self.data.is_valid(i),
+        ];
         if parts.contains(&false) {
-            return Some(Err(RowError::new(stage, "an image has a NULL height, width, channels or data")));
+            return Some(Err(RowError::new(
+                stage,
+                "an image has a NULL height, width, channels or data",
+            )));
         }
         let (height, width, channels) = (self.height.value(i), self.width.value(i), self.channels.value(i));
         let data = self.data.value(i);
@@ -233,7 +255,12 @@ impl<'a> ImageColumn<'a> {
             (Ok(height @ 1..), Ok(width @ 1..), Ok(channels @ (1 | 3 | 4)))
                 if u64::from(height) * u64::from(width) * u64::from(channels) == data.len() as u64 =>
             {
-                Ok(ImageView { width, height, channels, data })
+                Ok(ImageView {
+                    width,
+                    height,
+                    channels,
+                    data,
+                })
             }
             _ => Err(RowError::new(
                 stage,
@@ -307,7 +334,11 @@ impl ImageBuilder {
             return Ok(());
         };
         let held = self.data.values_slice().len();
-        match (i32::try_from(image.height), i32::try_from(image.width), i8::try_from(image.channels)) {
+        match (
+            i32::try_from(image.height),
+            i32::try_from(image.width),
+            i8::try_from(image.channels),
+        ) {
             (Ok(height), Ok(width), Ok(channels)) if held + image.data.len() <= i32::MAX as usize => {
                 self.height.append_value(height);
                 self.width.append_value(width);
