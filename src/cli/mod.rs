@@ -32,10 +32,10 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
 use pomona_udfs::settings::{OnError, PomonaOptions};
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Builder;
 
 use self::print::{PrintOptions, note};
-use self::run::{Runner, Source, Stop};
+use self::run::{Engine, Runner, Source, Stop};
 use self::script::Variables;
 use crate::SessionBuilder;
 
@@ -165,10 +165,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     // Two runtimes: see `run`.
-    let runtimes = Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .and_then(|engine| Ok((engine, Builder::new_current_thread().enable_all().build()?)));
+    let runtimes = Engine::start().and_then(|engine| Ok((engine, Builder::new_current_thread().enable_all().build()?)));
     let (engine, front) = match runtimes {
         Ok(runtimes) => runtimes,
         Err(error) => {
@@ -176,10 +173,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = front.block_on(run(command_line, sources, engine.handle().clone()));
-    // A network that still computes for an interrupted query is not waited for.
-    engine.shutdown_background();
-    match result {
+    match front.block_on(run(command_line, sources, engine)) {
         Ok(()) | Err(Stop::Closed) => ExitCode::SUCCESS,
         Err(Stop::Interrupted) => {
             note("Interrupted.");
@@ -222,7 +216,7 @@ fn standard_input() -> Result<Source, String> {
     Ok(here("stdin", text))
 }
 
-async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Handle) -> Result<(), Stop> {
+async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Engine) -> Result<(), Stop> {
     let CommandLine {
         action,
         variable,

@@ -1,11 +1,12 @@
 //! Runs scripts and statements.
 //!
 //! Two runtimes: queries compute on the engine's threads, and the front, on the main thread, prints and
-//! waits for Ctrl-C. A network that holds every thread of the engine cannot delay it.
+//! waits for Ctrl-C. A network that holds every thread of the engine cannot delay it, nor the next
+//! statement, which gets an engine of its own.
 
 use std::cell::Cell;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
@@ -26,7 +27,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
 use futures::StreamExt;
 use pomona_udfs::settings::PomonaOptions;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::print::{Out, PrintOptions, ResultPrinter, note};
@@ -64,13 +65,40 @@ pub(crate) struct Source {
     pub(crate) folder: PathBuf,
 }
 
+/// The threads that queries compute on.
+pub(crate) struct Engine {
+    handle: Handle,
+    /// Always there, until it is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Engine {
+    /// Starts a thread for each core.
+    pub(crate) fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
+        })
+    }
+}
+
+impl Drop for Engine {
+    // A network that still computes for an interrupted query is not waited for.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Runs scripts and statements in one session.
 pub(crate) struct Runner {
     pub(crate) ctx: SessionContext,
     pub(crate) print: PrintOptions,
     pub(crate) variables: Variables,
     pub(crate) out: Out,
-    engine: Handle,
+    engine: Engine,
 }
 
 /// What a statement gives.
@@ -86,7 +114,7 @@ enum Kind {
 
 impl Runner {
     /// Runs in `ctx`, with its queries on `engine`.
-    pub(crate) fn new(ctx: SessionContext, engine: Handle, print: PrintOptions, variables: Variables) -> Self {
+    pub(crate) fn new(ctx: SessionContext, engine: Engine, print: PrintOptions, variables: Variables) -> Self {
         Self {
             ctx,
             print,
@@ -166,9 +194,9 @@ impl Runner {
         let (started, starts) = oneshot::channel();
         let (sender, mut rows) = mpsc::channel(1);
         let mut interrupt = pin!(tokio::signal::ctrl_c());
-        let tasks_before = self.engine.metrics().num_alive_tasks();
+        let tasks_before = self.engine.handle.metrics().num_alive_tasks();
         let mut query = {
-            let _engine = self.engine.enter();
+            let _engine = self.engine.handle.enter();
             SpawnedTask::spawn(execute(self.ctx.clone(), sql.to_owned(), started, sender))
         };
 
@@ -185,6 +213,9 @@ impl Runner {
                 if in_folder && result == Err(Stop::Interrupted) {
                     note("The folder that was written to may hold some of the statement's files.");
                 }
+            }
+            if result == Err(Stop::Interrupted) {
+                self.engine = Engine::start().map_err(DataFusionError::from)?;
             }
         }
         result
@@ -272,7 +303,7 @@ impl Runner {
     /// until those are cleaned away. A task that computes ends when it next gives up its thread.
     async fn abort_uploads(&self, tasks_before: usize) {
         let gone = async {
-            while self.engine.metrics().num_alive_tasks() > tasks_before {
+            while self.engine.handle.metrics().num_alive_tasks() > tasks_before {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
