@@ -103,8 +103,11 @@ impl SessionBuilder {
 
         let mut runtime = RuntimeEnvBuilder::new()
             .with_object_store_registry(Arc::new(PomonaStores::new()))
-            // A listing that is kept for ever misses the files that COPY adds.
-            .with_object_list_cache_limit(0);
+            // A listing that is kept for ever misses the files that COPY adds; and a file that COPY replaces
+            // within a second, with as many bytes, would keep its old statistics.
+            .with_object_list_cache_limit(0)
+            .with_file_statistics_cache_limit(0)
+            .with_metadata_cache_limit(0);
         if let Some(bytes) = self.memory_limit {
             // The error of a pool that is full names its three largest consumers.
             const NAMED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);

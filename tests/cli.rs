@@ -400,7 +400,11 @@ fn broken_images_fail_or_become_null_and_are_counted() {
     let ran = place.run(&["--on-error", "null", "-c", query]);
     assert_eq!(ran.status, 0, "{}", ran.stderr);
     assert!(ran.stdout.contains("| Kiwi  | NULL  |"), "{}", ran.stdout);
-    assert!(ran.stderr.contains("1 row(s) became NULL: decode 1"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("1 value(s) became NULL: decode 1"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -425,6 +429,21 @@ fn secrets_of_a_failing_statement_are_not_printed() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn secrets_of_a_copy_are_not_in_its_plan() {
+    let place = Place::new();
+    for explain in ["EXPLAIN", "EXPLAIN VERBOSE", "EXPLAIN FORMAT INDENT"] {
+        let plan = place.ok(&[
+            "-c",
+            &format!(
+                "{explain} COPY (SELECT 1 AS v) TO 's3://bucket/v.parquet' \
+                 OPTIONS ('aws.access_key_id' 'AKIAHIDDEN', 'aws.secret_access_key' 'hidden', 'aws.region' 'eu-west-1')"
+            ),
+        ]);
+        assert!(!plan.contains("hidden") && !plan.contains("AKIAHIDDEN"), "{plan}");
+    }
 }
 
 #[test]

@@ -369,6 +369,20 @@ fn a_public_bucket_needs_no_credentials() {
 }
 
 #[test]
+fn a_file_that_is_replaced_within_a_second_is_read_anew() {
+    let server = fruits();
+    let replace_and_read = |value: i32| {
+        format!(
+            "COPY (SELECT {value} AS v) TO 's3://fruits/v.parquet' STORED AS PARQUET; \
+             SELECT max(v) AS v FROM 's3://fruits/v.parquet';"
+        )
+    };
+    let sql = [1, 2, 3].map(replace_and_read).concat();
+    let read = success(pomona_on(&server).args(["-q", "--format", "csv", "-c", &sql]));
+    assert_eq!(read, "v\n1\nv\n2\nv\n3\n");
+}
+
+#[test]
 fn a_large_result_is_uploaded_in_parts() {
     let server = S3Server::start(&["results"]);
     let copy = "SET datafusion.execution.batch_size = 8192; \

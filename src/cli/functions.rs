@@ -25,11 +25,12 @@ struct TableFunction {
 const TABLE_FUNCTIONS: [TableFunction; 2] = [
     TableFunction {
         name: "images",
-        syntax: "images(location)",
+        syntax: "images(location [, path_pattern])",
         description: "The images below a location, as a table: `path` (the full URL), `content` (the encoded bytes, \
                       read only where a query needs them) and `label` (the name of the folder that holds the image). \
                       The location is `s3://…`, `gs://…`, `az://…`, `http(s)://…`, a local folder, or the sample \
-                      data set `sample://fruits/`. `CREATE EXTERNAL TABLE … STORED AS IMAGES` takes options as well.",
+                      data set `sample://fruits/`; a path pattern such as `'{split}/{label}/*'` makes columns of its \
+                      folders. `CREATE EXTERNAL TABLE … STORED AS IMAGES` takes options as well.",
         example: "SELECT label, count(*) AS images FROM images('sample://fruits/Training/') GROUP BY label ORDER BY label;",
     },
     TableFunction {

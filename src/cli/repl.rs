@@ -80,8 +80,13 @@ pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
             // What cannot be kept is not worth an end.
             editor.append_history(history).ok();
         }
-        let step = match line.trim().strip_prefix('\\') {
-            Some(command) => self::command(runner, command).await,
+        let step = match last_command(&line) {
+            Some((open, command)) => {
+                if !open.trim().is_empty() {
+                    note("The statement above it has no ';' and did not run.");
+                }
+                self::command(runner, command).await
+            }
             None => statements(runner, &line).await.map(|()| Next::Line),
         };
         match step {
@@ -91,6 +96,19 @@ pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
             Err(Stop::Interrupted) => note("Interrupted."),
         }
     }
+}
+
+/// The command in the last line of what was typed, and what stands above it: `\q` is a way out of a
+/// statement whose ';' was forgotten. So are the words that other shells have.
+fn last_command(input: &str) -> Option<(&str, &str)> {
+    let (open, last) = input.trim_end().rsplit_once('\n').unwrap_or(("", input));
+    let last = last.trim().trim_end_matches(';').trim_end();
+    let command = match last.to_ascii_lowercase().as_str() {
+        "quit" | "exit" => "q",
+        "help" => "?",
+        _ => last.strip_prefix('\\')?,
+    };
+    Some((open, command))
 }
 
 /// What follows a command.
@@ -308,7 +326,7 @@ impl Validator for ReplHelper {
         let input = context.input();
         let dialect = dialect_from_str(&self.dialect).unwrap_or_else(|| Box::new(GenericDialect {}));
         Ok(
-            match input.starts_with('\\') || script::is_complete(input, dialect.as_ref()) {
+            match last_command(input).is_some() || script::is_complete(input, dialect.as_ref()) {
                 true => ValidationResult::Valid(None),
                 false => ValidationResult::Incomplete,
             },

@@ -17,6 +17,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, UInt64Type};
 use datafusion::common::plan_datafusion_err;
 use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::config::Dialect as DialectName;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::{DataFusionError, Result};
@@ -25,6 +26,7 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement as SqlStatement;
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
+use datafusion_cli::catalog::substitute_tilde;
 use futures::StreamExt;
 use pomona_udfs::settings::PomonaOptions;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -53,7 +55,12 @@ pub(crate) enum Stop {
 
 impl From<DataFusionError> for Stop {
     fn from(error: DataFusionError) -> Self {
-        Self::Failed(error.strip_backtrace())
+        let message = error.strip_backtrace();
+        // What the planner says around the message of a function whose arguments have wrong types.
+        let inner = message
+            .split_once("user-defined coercion failed with: ")
+            .map(|(_, rest)| rest.split(" No function matches").next().unwrap_or(rest).to_owned());
+        Self::Failed(inner.unwrap_or(message))
     }
 }
 
@@ -293,7 +300,7 @@ impl Runner {
             let rows: u64 = failed.iter().map(|(_, rows)| rows).sum();
             let stages: Vec<_> = failed.iter().map(|(stage, rows)| format!("{stage} {rows}")).collect();
             note(format_args!(
-                "{rows} row(s) became NULL: {} (pomona.on_error = 'null')\n",
+                "{rows} value(s) became NULL: {} (pomona.on_error = 'null')\n",
                 stages.join(", ")
             ));
         }
@@ -354,6 +361,7 @@ async fn execute(
         matches!(&statement, SqlStatement::Statement(s) if matches!(**s, ast::Statement::ShowVariable { .. }));
     let plan = ctx.state().statement_to_plan(statement).await?;
     register_stores(&ctx, &plan)?;
+    let plan = without_store_options(plan)?;
     let kind = match &plan {
         LogicalPlan::Copy(copy) => {
             let target = Path::new(&copy.output_url);
@@ -398,4 +406,27 @@ fn register_stores(ctx: &SessionContext, plan: &LogicalPlan) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The plan of a `COPY`, to a place in the home folder where it says `~`, without the options that
+/// its store was made with: EXPLAIN would print them.
+fn without_store_options(plan: LogicalPlan) -> Result<LogicalPlan> {
+    let plan = plan.transform_down(|node| {
+        Ok(match node {
+            LogicalPlan::Copy(mut copy) => {
+                copy.options
+                    .retain(|key, _| !key.starts_with("aws.") && !key.starts_with("gcp."));
+                copy.output_url = substitute_tilde(copy.output_url);
+                Transformed::yes(LogicalPlan::Copy(copy))
+            }
+            LogicalPlan::Explain(mut explain) => {
+                // The plan as it was first, in words.
+                explain.stringified_plans.clear();
+                explain.plan = Arc::new(without_store_options(Arc::unwrap_or_clone(explain.plan))?);
+                Transformed::new(LogicalPlan::Explain(explain), true, TreeNodeRecursion::Jump)
+            }
+            other => Transformed::no(other),
+        })
+    });
+    plan.data()
 }

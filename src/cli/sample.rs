@@ -2,6 +2,7 @@
 
 use clap::Args;
 use datafusion::datasource::listing::ListingTableUrl;
+use datafusion_cli::catalog::substitute_tilde;
 
 use super::print::{note, size};
 use super::run::{Runner, Stop};
@@ -22,7 +23,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, runner: &Runner) -> Result<(), Stop> {
     let Arguments { target, images, seed } = arguments;
-    let url = ListingTableUrl::parse(&target)?;
+    let url = ListingTableUrl::parse(substitute_tilde(target.clone()))?;
     let store = runner.ctx.runtime_env().object_store(&url)?;
     let summary = write_sample(store, url.prefix().clone(), images, seed).await?;
     note(format_args!(

@@ -28,6 +28,8 @@ use std::ops::Range;
 use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Whitespace};
 
+use crate::stores::redact;
+
 /// What is wrong with a script, and where.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -464,27 +466,54 @@ fn variable(token: &Token) -> Option<Piece> {
 /// The statement as it is written, but a literal that follows the key of a secret is left out:
 /// `OPTIONS ('aws.secret_access_key' '…')`. Comments are left out as well.
 fn shown(tokens: &[Piecewise]) -> String {
+    let names_secret = |text: &str| {
+        let text = text.to_ascii_lowercase();
+        let marks = ["key", "secret", "token", "password"];
+        marks.iter().any(|mark| text.contains(mark))
+    };
     let mut shown = String::new();
     let mut after_secret_key = false;
     for token in tokens {
         match &token.token {
             Token::Whitespace(Whitespace::SingleLineComment { .. }) => shown.push('\n'),
             Token::Whitespace(Whitespace::MultiLineComment(_)) => {}
-            Token::SingleQuotedString(_) if after_secret_key => {
-                shown.push_str("'…'");
+            // A keyword, or a column that has such a name, is told from a key by what follows: a string.
+            Token::Word(word) => {
+                shown.push_str(token.text);
+                after_secret_key = names_secret(&word.value);
+            }
+            Token::Whitespace(_) | Token::Eq | Token::Period => shown.push_str(token.text),
+            literal if is_string(literal) => {
+                match after_secret_key {
+                    true => shown.push_str("'…'"),
+                    // User and password of a URL, and its signature.
+                    false if token.text.contains("://") && token.text.contains(['@', '?']) => {
+                        shown.push_str(&redact(token.text))
+                    }
+                    false => shown.push_str(token.text),
+                }
+                after_secret_key = !after_secret_key && names_secret(token.text);
+            }
+            _ => {
+                shown.push_str(token.text);
                 after_secret_key = false;
             }
-            Token::SingleQuotedString(text) => {
-                shown.push_str(token.text);
-                let text = text.to_ascii_lowercase();
-                after_secret_key = ["key", "secret", "token", "password"]
-                    .iter()
-                    .any(|word| text.contains(word));
-            }
-            _ => shown.push_str(token.text),
         }
     }
     shown
+}
+
+fn is_string(token: &Token) -> bool {
+    matches!(
+        token,
+        Token::SingleQuotedString(_)
+            | Token::DoubleQuotedString(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::UnicodeStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::DollarQuotedString(_)
+            | Token::SingleQuotedRawStringLiteral(_)
+    )
 }
 
 #[cfg(test)]
@@ -635,6 +664,23 @@ mod tests {
         let complete = |text| is_complete(text, &GenericDialect {});
         assert!(complete("SELECT 1;") && complete("SELECT ';' ; -- done") && complete(" "));
         assert!(!complete("SELECT 1") && !complete("SELECT ';") && !complete("SELECT 1; SELECT"));
+    }
+
+    #[test]
+    fn what_is_shown_holds_no_secret_however_it_is_written() {
+        for text in [
+            "OPTIONS (aws.secret_access_key 'hidden')",
+            "OPTIONS (\"aws.secret_access_key\" 'hidden')",
+            "OPTIONS ('aws.secret_access_key' E'hidden')",
+            "SET aws.session_token = 'hidden'",
+            "SELECT * FROM images('https://user:hidden@host/a')",
+            "SELECT * FROM images('https://host/a?sig=hidden')",
+        ] {
+            let shown = sql_steps(text)[0].shown();
+            assert!(!shown.contains("hidden"), "{shown}");
+        }
+        let text = "SELECT path FROM images('s3://bucket/Granny  Smith/') WHERE label = 'a'";
+        assert_eq!(sql_steps(text)[0].shown(), text);
     }
 
     #[test]

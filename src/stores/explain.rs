@@ -355,7 +355,7 @@ fn clean(text: &str, max: usize) -> String {
 
 /// `text` without what must not be shown: answers of servers, passwords and queries in URLs,
 /// keys and signatures.
-pub(super) fn redact(text: &str) -> String {
+pub(crate) fn redact(text: &str) -> String {
     // An answer is XML, HTML or JSON.
     let text = text.split(['<', '{']).next().unwrap_or_default();
     let words: Vec<_> = clean(text, 1000).split_whitespace().map(redact_word).collect();

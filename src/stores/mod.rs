@@ -29,7 +29,7 @@ use object_store::local::LocalFileSystem;
 use parking_lot::RwLock;
 use url::{Position, Url};
 
-pub(crate) use self::explain::{Cause, cause_of, into_datafusion};
+pub(crate) use self::explain::{Cause, cause_of, into_datafusion, redact};
 use self::lazy::LazyStore;
 pub use self::upload::wait_for_aborts;
 use crate::sample::SampleStore;

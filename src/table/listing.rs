@@ -165,7 +165,9 @@ impl Lister {
         let asks = location.may_be_object() && (!location.base().is_web() || self.glob.matches(name));
         if asks {
             match store.head(location.prefix()).await {
-                Ok(object) => return Ok(Some(object)),
+                // An empty object may stand for a folder.
+                Ok(object) if object.size > 0 || self.glob.matches(name) => return Ok(Some(object)),
+                Ok(_) => {}
                 Err(error) if cause_of(&error).0 == Cause::Unreachable => return Err(into_datafusion(&error)),
                 // A folder; or HEAD is refused, which has no text, so that LIST will tell why.
                 Err(_) => {}
@@ -228,7 +230,11 @@ impl Lister {
                 })
                 .collect();
         }
-        prefixes.sort_unstable_by_key(|prefix| format!("{prefix}/"));
+        // So that a folder stands right before those in it; the root, which has no name, before all.
+        prefixes.sort_unstable_by_key(|prefix| match prefix.is_root() {
+            true => String::new(),
+            false => format!("{prefix}/"),
+        });
         prefixes.dedup_by(|deeper, kept| deeper.prefix_matches(kept));
         prefixes
     }
@@ -639,9 +645,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_location_may_be_one_object_or_nothing() {
-        let store = store(&["t/A/photo", "t/A/1.jpg"]).await;
+        let store = store(&["t/A/photo.raw", "t/A/1.jpg"]).await;
         for (location, rows) in [
-            ("s3://b/t/A/photo", 1),
+            ("s3://b/t/A/photo.raw", 1),
             ("s3://b/t/A", 1),
             ("s3://b/none/", 0),
             ("s3://b/none", 0),
@@ -650,6 +656,17 @@ mod tests {
             let listing = lister.list(Arc::clone(&store), None, None).await.unwrap();
             assert_eq!(listing.rows.num_rows(), rows, "{location}");
         }
+    }
+
+    #[tokio::test]
+    async fn objects_of_several_prefixes_are_listed_once() {
+        let store = store(&["1.jpg", "(x)/3.jpg", "y/4.jpg"]).await;
+        let lister = lister("s3://b/", &ImagesOptions::default());
+        let wanted = vec![lit("s3://b/1.jpg"), lit("s3://b/(x)/3.jpg")];
+        let schema = lister.schema();
+        let either = in_list(col("path", schema).unwrap(), wanted, &false, schema).unwrap();
+        let listing = lister.list(store, Some(either), None).await.unwrap();
+        assert_eq!(paths(&listing), ["s3://b/(x)/3.jpg", "s3://b/1.jpg"]);
     }
 
     #[tokio::test]

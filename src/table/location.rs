@@ -10,9 +10,12 @@ use std::path::{Component, PathBuf};
 use datafusion::common::{plan_datafusion_err, plan_err};
 use datafusion::error::Result;
 use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion_cli::catalog::substitute_tilde;
 use object_store::path::Path;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
+
+use crate::stores::redact;
 
 /// What is written as `%..` in one segment of a URL's path.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -102,13 +105,14 @@ impl Location {
                 return plan_err!("'{text}' is no location: a file's is written file:///folder/…, or as a plain path");
             }
             _ if authority.is_empty() => {
-                return plan_err!("'{text}' is no location: {scheme}:// names no bucket or host");
+                return plan_err!("'{}' is no location: {scheme}:// names no bucket or host", redact(text));
             }
             _ => {}
         }
         let (store, prefix) = match scheme {
             "http" | "https" => {
-                let url = Url::parse(text).map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
+                let url =
+                    Url::parse(text).map_err(|e| plan_datafusion_err!("'{}' is no location: {e}", redact(text)))?;
                 if url.query().is_some() || url.fragment().is_some() {
                     return plan_err!("a location on the web has no '?' and no '#': write them as %3F and %23");
                 }
@@ -138,7 +142,8 @@ impl Location {
         if path.is_empty() {
             return plan_err!("a location is a URL or a path, not ''");
         }
-        let local = absolute(path).map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
+        let local = absolute(&substitute_tilde(path.to_owned()))
+            .map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
         let prefix =
             Path::from_absolute_path(&local).map_err(|e| plan_datafusion_err!("'{text}' is no location: {e}"))?;
         let base = Base::new(ObjectStoreUrl::local_filesystem());

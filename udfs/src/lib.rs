@@ -46,7 +46,9 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
 /// A registry holds no table functions: [`embed::ModelsFunction`] is registered with
 /// `SessionContext::register_udtf`. Settings are read when
 /// [`PomonaOptions`](settings::PomonaOptions) is among the session's extensions; without it the
-/// defaults hold.
+/// defaults hold. `pomona.models_dir` is needed while a query is planned, which a registry does not
+/// tell a function: where it is set from the start, hand [`scalar_functions`] to the
+/// `SessionStateBuilder`, which does, or set it by `SET` afterwards.
 ///
 /// # Errors
 /// What the registry refuses; a [`SessionContext`](datafusion::prelude::SessionContext) refuses

@@ -120,11 +120,19 @@ impl RowPolicy {
                     self.failures.add(error.stage);
                     Ok(None)
                 }
-                OnError::Fail => Err(DataFusionError::Execution(format!(
-                    "{error}. To list such objects: SELECT path, image_error(content) FROM <table> \
-                     WHERE image_error(content) IS NOT NULL. To get NULL for them instead: \
-                     SET pomona.on_error = 'null'"
-                ))),
+                OnError::Fail => {
+                    let listing = match error.stage {
+                        Stage::Get => "",
+                        Stage::Decode => {
+                            " To list such objects: SELECT path, image_error(content) FROM <table> \
+                             WHERE image_error(content) IS NOT NULL."
+                        }
+                        _ => " The image itself can be decoded.",
+                    };
+                    Err(DataFusionError::Execution(format!(
+                        "{error}.{listing} To get NULL instead: SET pomona.on_error = 'null'"
+                    )))
+                }
             },
         }
     }

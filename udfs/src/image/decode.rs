@@ -38,6 +38,9 @@ pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
     vec![Arc::new(ScalarUDF::from(DecodeImage::new()))]
 }
 
+/// The most scans of a JPEG; progressive files have about ten.
+const MAX_SCANS: usize = 500;
+
 /// The formats that can be decoded.
 const FORMATS: [(ImageFormat, &str); 6] = [
     (ImageFormat::Jpeg, "JPEG"),
@@ -140,8 +143,15 @@ fn open(content: &[u8], max_pixels: u64) -> Result<(Header, Source<'_>), RowErro
         ImageFormat::WebP => check_webp(content, max_pixels)?,
         _ => content,
     };
+    // What else there is in a PNG, such as a compressed colour profile, is in proportion to its picture.
+    let pixels = match (format, content.get(16..24)) {
+        (ImageFormat::Png, Some([a, b, c, d, e, f, g, h])) => {
+            u64::from(u32::from_be_bytes([*a, *b, *c, *d])) * u64::from(u32::from_be_bytes([*e, *f, *g, *h]))
+        }
+        _ => max_pixels,
+    };
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(max_alloc(max_pixels));
+    limits.max_alloc = Some(max_alloc(pixels.min(max_pixels)));
     let mut reader = ImageReader::with_format(Cursor::new(content), format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| image_error(name, &e))?;
@@ -265,6 +275,10 @@ fn check_jpeg_end(content: &[u8]) -> Result<(), RowError> {
             [0xD9, ..] => return Ok(()),
             [marker, high, low, ..] => {
                 scans += usize::from(*marker == 0xDA);
+                // Every scan costs a pass over all blocks, even an empty one: few bytes, many minutes.
+                if scans > MAX_SCANS {
+                    return Err(failed(format!("the JPEG data have more than {MAX_SCANS} scans")));
+                }
                 let length = usize::from(u16::from_be_bytes([*high, *low]));
                 rest = rest.get(1 + length..).unwrap_or_default();
             }
@@ -549,6 +563,15 @@ mod tests {
             };
             assert_eq!(decoded, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn many_scans_are_refused_before_they_are_decoded() {
+        let mut bomb = b"\xff\xd8".to_vec();
+        bomb.extend_from_slice(&b"\xff\xda\x00\x02".repeat(MAX_SCANS + 1));
+        bomb.extend_from_slice(b"\xff\xd9");
+        let error = check_jpeg_end(&bomb).unwrap_err().to_string();
+        assert!(error.contains("500 scans"), "{error}");
     }
 
     #[test]

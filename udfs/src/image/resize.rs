@@ -119,6 +119,9 @@ impl FromStr for Filter {
     }
 }
 
+/// The longest side, which is JPEG's: weights are kept for each column and row of the result.
+const MAX_SIDE: u32 = 65_535;
+
 /// Resizes an image; one of the same size is returned as it is. Of four channels the last is alpha:
 /// transparent pixels weigh less, as in Pillow.
 ///
@@ -134,6 +137,9 @@ pub fn resize(image: ImageView<'_>, width: u32, height: u32, filter: Filter) -> 
         usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)
     };
     let (from, to) = ((image.width, image.height), (width, height));
+    if width.max(height) > MAX_SIDE {
+        return Err(RowError::new(Stage::Resize, too_long(width, height)));
+    }
     if bytes(image.width, image.height) != Some(image.data.len()) || bytes(width, height).is_none() {
         return Err(RowError::new(
             Stage::Resize,
@@ -325,9 +331,16 @@ fn unpremultiply(mut data: Vec<u8>) -> Vec<u8> {
     data
 }
 
+fn too_long(width: u32, height: u32) -> String {
+    format!("resize to {width} x {height}: a side has at most {MAX_SIDE} pixels")
+}
+
 /// The size that a call asks for.
 fn target(width: i64, height: i64, max_pixels: u64) -> Result<Size, String> {
     match (u32::try_from(width), u32::try_from(height)) {
+        (Ok(w @ 1..), Ok(h @ 1..)) if u64::from(w) * u64::from(h) <= max_pixels && w.max(h) > MAX_SIDE => {
+            Err(too_long(w, h))
+        }
         (Ok(w @ 1..), Ok(h @ 1..)) if u64::from(w) * u64::from(h) <= max_pixels => Ok((w, h)),
         _ if width < 1 || height < 1 => Err(format!("resize to {width} x {height}: a side has at least 1 pixel")),
         _ => Err(format!(

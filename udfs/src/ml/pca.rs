@@ -243,7 +243,8 @@ fn fix_sign(loadings: &mut [f64]) {
 #[user_doc(
     doc_section(label = "Statistics"),
     description = "Takes the mean of the fit from a vector and projects it onto the principal components, with a model \
-                   of `pca_fit`. Returns k numbers, of the element type of the vector.",
+                   of `pca_fit`. Returns k numbers, of the element type of the vector, Float64 for whole \
+                   numbers.",
     syntax_example = "pca_transform(vector, model)",
     sql_example = r#"```sql
 SELECT round(pca_transform([5.0, 2.0], (

@@ -121,7 +121,7 @@ impl Fit for MeanAndStd {
 #[user_doc(
     doc_section(label = "Statistics"),
     description = "Removes the mean of each feature and scales it to unit variance, with a model of `standardize_fit`. \
-                   A feature that was constant in the fit becomes 0.0. The result has the type of the vector.",
+                   A feature that was constant in the fit becomes 0.0. The result has the type of the vector, of Float64 for whole numbers.",
     syntax_example = "standardize(vector, model)",
     sql_example = r#"```sql
 SELECT standardize([4.0, 10.0], (
