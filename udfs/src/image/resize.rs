@@ -119,8 +119,8 @@ impl FromStr for Filter {
     }
 }
 
-/// The longest side, which is JPEG's: weights are kept for each column and row of the result.
-const MAX_SIDE: u32 = 65_535;
+/// The longest side: weights are kept for each column and row of the result.
+const MAX_SIDE: u32 = 1 << 20;
 
 /// Resizes an image; one of the same size is returned as it is. Of four channels the last is alpha:
 /// transparent pixels weigh less, as in Pillow.
