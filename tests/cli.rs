@@ -501,12 +501,12 @@ fn a_sample_is_written() {
 fn functions_are_documented_with_the_output_of_their_examples() {
     let text = Place::new().ok(&["functions"]);
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let written = std::fs::read_to_string(project.join("docs/functions.md")).unwrap();
+    let written = fs::read_to_string(project.join("docs/functions.md")).unwrap();
     assert!(
         text == written,
         "docs/functions.md is behind: cargo run --release -- functions > docs/functions.md"
     );
-    let readme = std::fs::read_to_string(project.join("README.md")).unwrap();
+    let readme = fs::read_to_string(project.join("README.md")).unwrap();
     let summary = text.lines().filter(|line| line.starts_with("| [`"));
     let missing: Vec<_> = summary
         .map(|line| line.replacen("](#", "](docs/functions.md#", 1))
