@@ -8,7 +8,8 @@ Run once, with scikit-learn 1.9; the results are kept beside this script:
 Means and standard deviations are computed in exact fractions of the given floating-point values
 (sample standard deviation, n - 1, as Spark's StandardScaler has it), the components by
 sklearn.decomposition.PCA(svd_solver="full"). `clusters` groups the components whose eigenvalues
-are equal: only the subspace that a group spans is determined.
+are equal: only the subspace that a group spans is determined. `spectrum` is the variance of all
+components, and `components_for` the fewest that explain a share of it.
 """
 
 import json
@@ -21,6 +22,7 @@ from sklearn.decomposition import PCA
 
 FOLDER = Path(__file__).parent / "statistics"
 SHOWN = 3  # rows of transformed vectors that are kept
+SHARES = [0.3, 0.8, 0.95, 0.999]
 
 
 def orthogonal(rng, d):
@@ -56,12 +58,20 @@ def exact_moments(x):
     return np.array(means), np.array(stds)
 
 
+def components_for(ratio):
+    """By share, as sklearn.decomposition.PCA(n_components=share) has it."""
+    cumulative = np.cumsum(ratio)
+    assert all(np.abs(cumulative - share).min() > 1e-6 for share in SHARES), "a share that rounding decides"
+    return [[share, int(np.searchsorted(cumulative, share, side="right")) + 1] for share in SHARES]
+
+
 def write(name, x, k, element="f64", clusters=None, distinct=None):
     x = x.astype(np.float32 if element == "f32" else np.float64)
     values = x.astype(np.float64)
     mean, std = exact_moments(values)
     pca = PCA(n_components=k, svd_solver="full").fit(values)
     scaled = np.divide(values - mean, std, out=np.zeros_like(values), where=std > 0)
+    full = PCA(svd_solver="full").fit(values)
     case = {
         "element": element,
         "k": k,
@@ -73,6 +83,8 @@ def write(name, x, k, element="f64", clusters=None, distinct=None):
         "explained_variance": pca.explained_variance_.tolist(),
         "explained_variance_ratio": pca.explained_variance_ratio_.tolist(),
         "singular_values": pca.singular_values_.tolist(),
+        "spectrum": full.explained_variance_.tolist(),
+        "components_for": components_for(full.explained_variance_ratio_),
         "components": pca.components_.tolist(),
         "transformed": pca.transform(values)[:SHOWN].tolist(),
         # The shortest decimals of a Float32 are exact again once they are read as Float32.

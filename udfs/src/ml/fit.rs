@@ -1,34 +1,42 @@
 //! Fits as aggregates: what all of them share between DataFusion and their numerics.
 
 use std::fmt::Debug;
-use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, LargeListArray};
-use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, UInt64Type};
-use datafusion::common::utils::SingleRowListArrayBuilder;
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{DataType, FieldRef, UInt64Type};
 use datafusion::common::{ScalarValue, exec_err, internal_datafusion_err, internal_err, not_impl_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::Accumulator;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
-use datafusion::logical_expr::utils::format_state_name;
 
 use super::model::ModelKind;
 use super::moments::{Moments, Spread, State, Summary};
+use super::sliding::Sliding;
+use super::state::{self, Numbers, numbers, numbers_type};
 use super::vectors::{Vector, VectorColumn};
 
 /// A fit that needs the moments of its vectors and nothing else.
-pub(super) trait Fit: Debug + Send + Sync + 'static {
+pub(super) trait Fit: Debug + Copy + Send + Sync + 'static {
     /// What it needs to know around the mean.
     type Spread: Spread;
 
+    /// The name of the aggregate.
+    fn name(&self) -> &'static str;
+
     /// The kind of model it makes.
     fn kind(&self) -> &'static ModelKind;
+
+    /// What the spread is to be like.
+    fn plan(&self) -> <Self::Spread as Spread>::Plan;
 
     /// Checks the length of the vectors, before anything of that size is allocated.
     ///
     /// # Errors
     /// Where the fit cannot take so many features.
     fn check_features(&self, features: usize) -> Result<()>;
+
+    /// The bytes that [`Self::columns`] allocates, beside the spread.
+    fn workspace(&self, features: usize) -> usize;
 
     /// The model's fields.
     ///
@@ -39,17 +47,44 @@ pub(super) trait Fit: Debug + Send + Sync + 'static {
 
 /// The fields of the state of a [`FitAccumulator`].
 pub(super) fn state_fields(args: &StateFieldsArgs) -> Vec<FieldRef> {
-    // A LargeList: the triangles of many groups together pass the 2^31 numbers that a List can hold.
-    let numbers = DataType::LargeList(Arc::new(Field::new_list_field(DataType::Float64, true)));
     let fields = [
         ("count", DataType::UInt64),
-        ("origin", numbers.clone()),
-        ("shift", numbers.clone()),
-        ("spread", numbers.clone()),
-        ("pending", numbers),
+        ("origin", numbers_type()),
+        ("shift", numbers_type()),
+        ("spread", numbers_type()),
+        ("pending", numbers_type()),
     ];
-    let field = |(name, data_type)| Arc::new(Field::new(format_state_name(args.name, name), data_type, true));
-    fields.into_iter().map(field).collect()
+    state::state_fields(args, fields)
+}
+
+/// Refuses `fit(DISTINCT …)`: vectors are compared nowhere, so it would ignore the word.
+///
+/// # Errors
+/// Where the call has it.
+pub(super) fn refuse_distinct(name: &str, args: &AccumulatorArgs) -> Result<()> {
+    if args.is_distinct {
+        return not_impl_err!("{name}(DISTINCT …): select the distinct vectors in a subquery first");
+    }
+    Ok(())
+}
+
+/// The length of the vectors of a call's first argument, where their type says it.
+pub(super) fn known_features(args: &AccumulatorArgs) -> Option<usize> {
+    match args.expr_fields.first().map(|field| field.data_type()) {
+        Some(DataType::FixedSizeList(_, size @ 1..)) => Some(*size as usize),
+        _ => None,
+    }
+}
+
+/// The error of a vector whose length is not that of those before it.
+///
+/// # Errors
+/// Always.
+pub(super) fn length_error<T>(name: &str, features: usize, length: usize) -> Result<T> {
+    exec_err!(
+        "{name}: vectors of different lengths, {features} and {length}: all vectors of a fit, or of a group of it, \
+         have the same length"
+    )
 }
 
 /// The accumulator of a [`Fit`].
@@ -65,28 +100,34 @@ impl<F: Fit> FitAccumulator<F> {
     /// # Errors
     /// For DISTINCT, and where the vectors' type says already that they are too long.
     pub(super) fn boxed(fit: F, args: &AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        let name = fit.kind().fit();
-        if args.is_distinct {
-            return not_impl_err!("{name}(DISTINCT …): select the distinct vectors in a subquery first");
+        refuse_distinct(fit.name(), args)?;
+        if let Some(features) = known_features(args) {
+            fit.check_features(features)?;
         }
-        if let Some(DataType::FixedSizeList(_, size @ 1..)) = args.expr_fields.first().map(|field| field.data_type()) {
-            fit.check_features(*size as usize)?;
-        }
-        Ok(Box::new(Self {
+        Ok(Self::new(fit))
+    }
+
+    /// One for frames that lose rows as well as gain them.
+    ///
+    /// # Errors
+    /// As [`Self::boxed`].
+    pub(super) fn sliding(fit: F, args: &AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
+        Self::boxed(fit, args)?;
+        Ok(Sliding::boxed(move || Self::new(fit)))
+    }
+
+    fn new(fit: F) -> Box<dyn Accumulator> {
+        Box::new(Self {
             fit,
-            moments: Moments::new(),
-        }))
+            moments: Moments::new(fit.plan()),
+        })
     }
 
     fn check_length(&self, length: usize) -> Result<()> {
         match self.moments.features() {
             0 => self.fit.check_features(length),
             features if features == length => Ok(()),
-            features => exec_err!(
-                "{}: vectors of different lengths, {features} and {length}: all vectors of a fit, or of a group of \
-                 it, have the same length",
-                self.fit.kind().fit()
-            ),
+            features => length_error(self.fit.name(), features, length),
         }
     }
 
@@ -100,9 +141,9 @@ impl<F: Fit> FitAccumulator<F> {
 impl<F: Fit> Accumulator for FitAccumulator<F> {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
         let [vectors, ..] = values else {
-            return internal_err!("{} got no vectors", self.fit.kind().fit());
+            return internal_err!("{} got no vectors", self.fit.name());
         };
-        let vectors = VectorColumn::try_new(self.fit.kind().fit(), vectors.as_ref())?;
+        let vectors = VectorColumn::try_new(self.fit.name(), vectors.as_ref())?;
         for i in 0..vectors.len() {
             if let Some(vector) = vectors.get(i)? {
                 self.push(vector)?;
@@ -118,10 +159,7 @@ impl<F: Fit> Accumulator for FitAccumulator<F> {
             shift,
             spread,
             pending,
-        } = std::mem::replace(&mut self.moments, Moments::new()).into_state();
-        let numbers = |values: Vec<f64>| {
-            SingleRowListArrayBuilder::new(Arc::new(Float64Array::from(values))).build_large_list_scalar()
-        };
+        } = std::mem::replace(&mut self.moments, Moments::new(self.fit.plan())).into_state();
         Ok(vec![
             ScalarValue::UInt64(Some(count)),
             numbers(origin),
@@ -164,38 +202,19 @@ impl<F: Fit> Accumulator for FitAccumulator<F> {
         if !moments.spread.total().is_finite() || !moments.mean.iter().all(|x| x.is_finite()) {
             return exec_err!(
                 "{}: the vectors hold numbers whose squares are too large for Float64",
-                kind.fit()
+                self.fit.name()
             );
         }
         kind.build(self.fit.columns(&moments)?)
     }
 
     fn size(&self) -> usize {
-        size_of_val(self) + self.moments.allocated()
-    }
-}
-
-/// A column of lists of numbers, as this module writes them.
-struct Numbers<'a> {
-    lists: &'a LargeListArray,
-    values: &'a [f64],
-}
-
-impl<'a> Numbers<'a> {
-    fn try_new(array: &'a ArrayRef) -> Result<Self> {
-        let lists = array.as_list_opt::<i64>();
-        let values = lists.and_then(|lists| lists.values().as_primitive_opt::<Float64Type>());
-        match (lists, values) {
-            (Some(lists), Some(values)) => Ok(Self {
-                lists,
-                values: values.values(),
-            }),
-            _ => internal_err!("expected lists of numbers, found {}", array.data_type()),
-        }
-    }
-
-    fn get(&self, i: usize) -> &'a [f64] {
-        let offsets = self.lists.value_offsets();
-        &self.values[offsets[i] as usize..offsets[i + 1] as usize]
+        // A pool is asked for what the model will take as well: when it is made, it is too late to ask.
+        let workspace = if self.moments.spreads() {
+            self.fit.workspace(self.moments.features())
+        } else {
+            0
+        };
+        size_of_val(self) + self.moments.allocated() + workspace
     }
 }

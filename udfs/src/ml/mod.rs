@@ -1,4 +1,4 @@
-//! Statistics over vectors: standardizing and principal components.
+//! Statistics over vectors: standardizing, principal components and classification.
 //!
 //! A vector is a `FixedSizeList`, `List` or `LargeList` of `Float32` or `Float64` (other numbers are
 //! cast to `Float64`). A function that ends in `_fit` is an aggregate: it reads vectors and returns
@@ -7,7 +7,8 @@
 //! | fit | model | apply |
 //! |---|---|---|
 //! | `standardize_fit(v)` | `{count, mean, std}` | `standardize(v, model)` |
-//! | `pca_fit(v, k)` | `{count, mean, components, explained_variance, …}` | `pca_transform(v, model)` |
+//! | `pca_fit(v, k)` | `{count, mean, components, explained_variance, …}` | `pca_transform(v, model)`, `pca_inverse(scores, model)` |
+//! | `lda_fit(v, label)`, `logistic_fit(v, label)` | `{kind, labels, coefficients, intercepts, …}` | `classify(v, model)`, `classify_proba(v, model)` |
 //!
 //! All arithmetic is in `f64`. What a fit holds merges: the results of partitions or machines give
 //! the model that all rows together give.
@@ -15,11 +16,18 @@
 //! NULL and empty vectors give NULL, and fits ignore them. Vectors of another length, NULL, NaN or an
 //! infinity inside a vector are errors.
 
+mod arguments;
 mod fit;
+mod labels;
+mod linear;
 mod model;
 mod moments;
 mod pca;
+mod projection;
+mod sliding;
 mod standardize;
+mod state;
+mod subspace;
 mod vectors;
 
 use std::sync::Arc;
@@ -31,6 +39,11 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
     vec![
         Arc::new(ScalarUDF::from(standardize::Standardize::new())),
         Arc::new(ScalarUDF::from(pca::PcaTransform::new())),
+        Arc::new(ScalarUDF::from(pca::PcaInverse::new())),
+        Arc::new(ScalarUDF::from(pca::PcaTruncate::new())),
+        Arc::new(ScalarUDF::from(pca::PcaComponentsFor::new())),
+        Arc::new(ScalarUDF::from(linear::Classify::new())),
+        Arc::new(ScalarUDF::from(linear::ClassifyProba::new())),
     ]
 }
 
@@ -39,5 +52,7 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
     vec![
         Arc::new(AggregateUDF::from(standardize::StandardizeFit::new())),
         Arc::new(AggregateUDF::from(pca::PcaFit::new())),
+        Arc::new(AggregateUDF::from(linear::LdaFit::new())),
+        Arc::new(AggregateUDF::from(linear::LogisticFit::new())),
     ]
 }

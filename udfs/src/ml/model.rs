@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, ListArray, StructArray};
+use arrow::array::{Array, ArrayRef, AsArray, Float64Array, Int64Array, ListArray, StructArray};
+use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Float64Type};
 use datafusion::common::utils::SingleRowListArrayBuilder;
@@ -11,26 +12,26 @@ use datafusion::common::{ScalarValue, exec_datafusion_err, exec_err, internal_da
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::ColumnarValue;
 
-/// A kind of model: the fit that makes it and the struct it is.
+/// A kind of model: what makes it and the struct it is.
 #[derive(Debug)]
 pub(super) struct ModelKind {
-    fit: &'static str,
+    makers: &'static str,
     fields: Fields,
 }
 
 impl ModelKind {
-    /// The kind that the aggregate `fit` makes.
-    pub(super) fn new<const N: usize>(fit: &'static str, fields: [(&str, DataType); N]) -> Self {
+    /// The kind that `makers` make, the names of aggregates in words.
+    pub(super) fn new<const N: usize>(makers: &'static str, fields: [(&str, DataType); N]) -> Self {
         let fields = fields
             .into_iter()
             .map(|(name, data_type)| Field::new(name, data_type, true))
             .collect();
-        Self { fit, fields }
+        Self { makers, fields }
     }
 
-    /// The name of the aggregate that makes it.
-    pub(super) fn fit(&self) -> &'static str {
-        self.fit
+    /// What makes it.
+    pub(super) fn makers(&self) -> &'static str {
+        self.makers
     }
 
     /// The SQL type.
@@ -57,24 +58,41 @@ impl ModelKind {
     /// # Errors
     /// A plan error that says what was expected and what was found.
     pub(super) fn coerce(&self, function: &str, found: &DataType) -> Result<DataType> {
-        match found {
-            DataType::Null => Ok(self.data_type()),
-            DataType::Struct(fields) if self.has(fields) => Ok(found.clone()),
-            other => plan_err!(
-                "{function} takes the model that {} makes, {}, not {other}",
-                self.fit,
-                self.data_type()
-            ),
+        let expected = || {
+            format!(
+                "{function} takes the model that {} makes, {}",
+                self.makers,
+                names(&self.fields)
+            )
+        };
+        let fields = match found {
+            DataType::Null => return Ok(self.data_type()),
+            DataType::Struct(fields) => fields,
+            other => return plan_err!("{}, not {other}", expected()),
+        };
+        for wanted in &self.fields {
+            let Some((_, field)) = fields.find(wanted.name()) else {
+                return plan_err!("{}, but {} has no {}", expected(), names(fields), wanted.name());
+            };
+            if shape(field.data_type()) != shape(wanted.data_type()) {
+                return plan_err!(
+                    "{}, with {} of type {}, not {}",
+                    expected(),
+                    wanted.name(),
+                    wanted.data_type(),
+                    field.data_type()
+                );
+            }
         }
-    }
-
-    fn has(&self, found: &Fields) -> bool {
-        let mut wanted = self.fields.iter();
-        found.len() == self.fields.len()
-            && wanted.all(|wanted| {
-                let field = found.find(wanted.name());
-                field.is_some_and(|(_, field)| depth(field.data_type()) == depth(wanted.data_type()))
-            })
+        // A field more changes what a model means: that is how later versions tell theirs apart.
+        if let Some(unknown) = fields.iter().find(|field| self.fields.find(field.name()).is_none()) {
+            return plan_err!(
+                "{}, but this one has also {}: a newer version of Pomona made it, and one as new is needed to use it",
+                expected(),
+                unknown.name()
+            );
+        }
+        Ok(found.clone())
     }
 
     /// Reads the model argument of a call of `function` on `rows` rows.
@@ -87,12 +105,12 @@ impl ModelKind {
             ColumnarValue::Array(models) => (Arc::clone(models), false),
         };
         let Some(models) = models.as_struct_opt() else {
-            return internal_err!("expected models of {}, found {}", self.fit, models.data_type());
+            return internal_err!("expected models of {}, found {}", self.makers, models.data_type());
         };
         let column = |field: &FieldRef| -> Result<ArrayRef> {
             match models.column_by_name(field.name()) {
                 Some(column) => Ok(cast(column, field.data_type())?),
-                None => internal_err!("a model of {} has no {}", self.fit, field.name()),
+                None => internal_err!("a model of {} has no {}", self.makers, field.name()),
             }
         };
         let columns = self.fields.iter().map(column).collect::<Result<Vec<_>>>()?;
@@ -117,15 +135,50 @@ pub(super) fn list_column(elements: ArrayRef) -> ArrayRef {
     Arc::new(SingleRowListArrayBuilder::new(elements).build_list_array())
 }
 
-/// How deep lists of numbers are nested: 0 for a number, `None` for what is no number in the end.
-fn depth(data_type: &DataType) -> Option<usize> {
+/// A column of one row, a list of numbers.
+pub(super) fn numbers_column(numbers: Vec<f64>) -> ArrayRef {
+    list_column(Arc::new(Float64Array::from(numbers)))
+}
+
+/// A column of one row, a matrix as a list of its rows, from its values row-major.
+///
+/// # Errors
+/// Where the values are no whole rows.
+pub(super) fn matrix_column(values: Vec<f64>, columns: usize) -> Result<ArrayRef> {
+    Ok(list_column(Arc::new(ListArray::try_new(
+        Arc::new(Field::new_list_field(DataType::Float64, true)),
+        OffsetBuffer::from_repeated_length(columns, values.len() / columns.max(1)),
+        Arc::new(Float64Array::from(values)),
+        None,
+    )?)))
+}
+
+/// The names of fields, as a struct is written.
+fn names(fields: &Fields) -> String {
+    let names: Vec<_> = fields.iter().map(|field| field.name().as_str()).collect();
+    format!("{{{}}}", names.join(", "))
+}
+
+/// What lists hold in the end.
+#[derive(Debug, PartialEq)]
+enum Leaf {
+    Number,
+    Text,
+    Boolean,
+}
+
+/// How deep lists are nested, 0 for none, and what they hold; `None` for what no model has.
+fn shape(data_type: &DataType) -> Option<(usize, Leaf)> {
     match data_type {
-        t if t.is_numeric() => Some(0),
+        t if t.is_numeric() => Some((0, Leaf::Number)),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some((0, Leaf::Text)),
+        DataType::Dictionary(_, values) => shape(values),
+        DataType::Boolean => Some((0, Leaf::Boolean)),
         DataType::List(field)
         | DataType::LargeList(field)
         | DataType::ListView(field)
         | DataType::LargeListView(field)
-        | DataType::FixedSizeList(field, _) => depth(field.data_type()).map(|depth| depth + 1),
+        | DataType::FixedSizeList(field, _) => shape(field.data_type()).map(|(depth, leaf)| (depth + 1, leaf)),
         _ => None,
     }
 }
@@ -159,6 +212,16 @@ impl Models<'_> {
         runs
     }
 
+    /// The function that was called.
+    pub(super) fn function(&self) -> &str {
+        self.function
+    }
+
+    /// For each row of the batch, the row that its model is in.
+    pub(super) fn sources(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.rows).map(|row| if self.constant { 0 } else { row })
+    }
+
     /// Is the model of this row NULL?
     pub(super) fn is_null(&self, row: usize) -> bool {
         self.models.is_null(row)
@@ -169,8 +232,23 @@ impl Models<'_> {
     /// # Errors
     /// Where it is empty, or holds anything but finite numbers.
     pub(super) fn vector(&self, row: usize, field: &str) -> Result<&[f64]> {
-        let values = finite_values(self.field(field)?, row..row + 1).filter(|values| !values.is_empty());
+        let values = finite_values(self.list(field)?, row..row + 1).filter(|values| !values.is_empty());
         values.ok_or_else(|| self.broken(field))
+    }
+
+    /// The number of columns of a field that holds a matrix: the length of its first row.
+    ///
+    /// # Errors
+    /// Where it has none.
+    pub(super) fn width(&self, row: usize, field: &str) -> Result<usize> {
+        let rows = self.list(field)?;
+        let (start, end) = (rows.value_offsets()[row], rows.value_offsets()[row + 1]);
+        let columns = rows.values().as_list_opt::<i32>().filter(|_| start < end);
+        let width = columns.map_or(0, |columns| columns.value_length(start as usize) as usize);
+        if width == 0 {
+            return Err(self.broken(field));
+        }
+        Ok(width)
     }
 
     /// A field that holds a matrix of at least one row and of `columns` columns, row-major.
@@ -178,7 +256,7 @@ impl Models<'_> {
     /// # Errors
     /// Where it holds anything but finite numbers, rows of another length, or no row.
     pub(super) fn matrix(&self, row: usize, field: &str, columns: usize) -> Result<&[f64]> {
-        let rows = self.field(field)?;
+        let rows = self.list(field)?;
         let offsets = rows.value_offsets();
         let range = offsets[row] as usize..offsets[row + 1] as usize;
         let rectangle = rows
@@ -189,6 +267,37 @@ impl Models<'_> {
         rectangle
             .and_then(|rows| finite_values(rows, range))
             .ok_or_else(|| self.broken(field))
+    }
+
+    /// A field that holds one word of a few.
+    ///
+    /// # Errors
+    /// Where it is none of those that this version knows.
+    pub(super) fn word(&self, row: usize, field: &str, known: &[&str]) -> Result<&str> {
+        let words = self.column(field)?.as_string_opt::<i32>();
+        let word = words
+            .filter(|words| words.is_valid(row))
+            .map(|words| words.value(row))
+            .ok_or_else(|| self.broken(field))?;
+        if known.contains(&word) {
+            return Ok(word);
+        }
+        exec_err!(
+            "{}: the {field} of its model is '{word}', but this version knows '{}': a newer version of Pomona made \
+             it, and one as new is needed to use it",
+            self.function,
+            known.join("' and '")
+        )
+    }
+
+    /// The column of a field.
+    ///
+    /// # Errors
+    /// An internal error where the kind has no such field.
+    pub(super) fn column(&self, field: &str) -> Result<&ArrayRef> {
+        self.models
+            .column_by_name(field)
+            .ok_or_else(|| internal_datafusion_err!("a model of {} has no {field}", self.kind.makers))
     }
 
     /// Checks the length of a vector against the model's.
@@ -202,7 +311,7 @@ impl Models<'_> {
         exec_err!(
             "{}: a vector has {vector} elements, but the model of {} has {model}: it was fitted on other vectors",
             self.function,
-            self.kind.fit
+            self.kind.makers
         )
     }
 
@@ -212,15 +321,18 @@ impl Models<'_> {
             "{}: {field} of its model is NULL or empty, not of the mean's length, or not all finite numbers; a \
              model is to be kept as {} made it",
             self.function,
-            self.kind.fit
+            self.kind.makers
         )
     }
 
-    fn field(&self, name: &str) -> Result<&ListArray> {
-        self.models
-            .column_by_name(name)
-            .and_then(|column| column.as_list_opt::<i32>())
-            .ok_or_else(|| internal_datafusion_err!("a model of {} has no list {name}", self.kind.fit))
+    /// A field of lists.
+    ///
+    /// # Errors
+    /// An internal error where the kind has no such field.
+    pub(super) fn list(&self, name: &str) -> Result<&ListArray> {
+        self.column(name)?
+            .as_list_opt::<i32>()
+            .ok_or_else(|| internal_datafusion_err!("{name} of a model of {} is no list", self.kind.makers))
     }
 }
 

@@ -12,6 +12,7 @@
 //! ```
 
 use std::fmt::Debug;
+use std::ops::Deref;
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, Mat, MatRef, Par};
@@ -20,29 +21,39 @@ use super::vectors::Vector;
 
 /// What is kept of the deviations from the mean.
 pub(super) trait Spread: Debug + Sized + Send + Sync + 'static {
+    /// What the fit says about it, the same for all partial results.
+    type Plan: Debug + Copy + Send + Sync + 'static;
+
     /// Of no rows.
-    fn zeros(features: usize) -> Self;
+    fn zeros(plan: Self::Plan, features: usize) -> Self;
 
     /// How many rows make a block.
-    fn block_rows(features: usize) -> usize;
+    fn block_rows(plan: Self::Plan, features: usize) -> usize;
 
     /// Adds rows of deviations, row-major.
     fn add_rows(&mut self, rows: &[f64], features: usize);
 
-    /// How many numbers [`Self::pack`] gives.
-    fn packed_len(features: usize) -> usize;
+    /// Of rows of deviations that are fewer than a block, and all there are.
+    fn of_few_rows(plan: Self::Plan, rows: &[f64], features: usize) -> Self {
+        let mut spread = Self::zeros(plan, features);
+        spread.add_rows(rows, features);
+        spread
+    }
+
+    /// The most numbers that [`Self::pack`] gives.
+    fn packed_len(plan: Self::Plan, features: usize) -> usize;
 
     /// All there is to know, as it travels between partitions.
     fn pack(&self) -> Vec<f64>;
 
     /// Adds what [`Self::pack`] gave.
-    fn add_packed(&mut self, packed: &[f64]);
+    fn add_packed(&mut self, packed: &[f64], features: usize);
 
     /// The sum of all squared deviations.
     fn total(&self) -> f64;
 
-    /// The bytes held beside the value itself.
-    fn allocated(&self) -> usize;
+    /// The most bytes held beside the value itself.
+    fn bytes(plan: Self::Plan, features: usize) -> usize;
 }
 
 /// The sum of squared deviations of each feature.
@@ -57,12 +68,14 @@ impl Squares {
 }
 
 impl Spread for Squares {
-    fn zeros(features: usize) -> Self {
+    type Plan = ();
+
+    fn zeros((): (), features: usize) -> Self {
         Self(vec![0.0; features])
     }
 
     // A block that stays in the cache: there is no product that would gain from more rows.
-    fn block_rows(features: usize) -> usize {
+    fn block_rows((): (), features: usize) -> usize {
         (65_536 / features).clamp(1, 255)
     }
 
@@ -72,7 +85,7 @@ impl Spread for Squares {
         }
     }
 
-    fn packed_len(features: usize) -> usize {
+    fn packed_len((): (), features: usize) -> usize {
         features
     }
 
@@ -80,7 +93,7 @@ impl Spread for Squares {
         self.0.clone()
     }
 
-    fn add_packed(&mut self, packed: &[f64]) {
+    fn add_packed(&mut self, packed: &[f64], _features: usize) {
         self.0.iter_mut().zip(packed).for_each(|(sum, x)| *sum += x);
     }
 
@@ -88,8 +101,8 @@ impl Spread for Squares {
         self.0.iter().sum()
     }
 
-    fn allocated(&self) -> usize {
-        size_of_val(self.0.as_slice())
+    fn bytes((): (), features: usize) -> usize {
+        features * size_of::<f64>()
     }
 }
 
@@ -106,13 +119,15 @@ impl Scatter {
 }
 
 impl Spread for Scatter {
-    fn zeros(features: usize) -> Self {
+    type Plan = ();
+
+    fn zeros((): (), features: usize) -> Self {
         Self(Mat::zeros(features, features))
     }
 
     // Enough rows for the product to run at the processor's speed instead of the memory's; with the
     // row that joins the block, 256.
-    fn block_rows(_features: usize) -> usize {
+    fn block_rows((): (), _features: usize) -> usize {
         255
     }
 
@@ -132,20 +147,20 @@ impl Spread for Scatter {
         );
     }
 
-    fn packed_len(features: usize) -> usize {
+    fn packed_len((): (), features: usize) -> usize {
         features * (features + 1) / 2
     }
 
     fn pack(&self) -> Vec<f64> {
         let features = self.0.ncols();
-        let mut packed = Vec::with_capacity(Self::packed_len(features));
+        let mut packed = Vec::with_capacity(Self::packed_len((), features));
         for j in 0..features {
             packed.extend_from_slice(&self.0.col_as_slice(j)[j..]);
         }
         packed
     }
 
-    fn add_packed(&mut self, mut packed: &[f64]) {
+    fn add_packed(&mut self, mut packed: &[f64], _features: usize) {
         for j in 0..self.0.ncols() {
             let column = &mut self.0.col_as_slice_mut(j)[j..];
             let (theirs, rest) = packed.split_at(column.len());
@@ -158,14 +173,15 @@ impl Spread for Scatter {
         (0..self.0.ncols()).map(|j| self.0[(j, j)]).sum()
     }
 
-    fn allocated(&self) -> usize {
-        self.0.ncols() * self.0.col_stride().unsigned_abs() * size_of::<f64>()
+    fn bytes((): (), features: usize) -> usize {
+        features * features * size_of::<f64>()
     }
 }
 
 /// Count, mean and spread of the rows seen so far.
 #[derive(Debug)]
-pub(super) struct Moments<S> {
+pub(super) struct Moments<S: Spread> {
+    plan: S::Plan,
     /// The rows that are in `shift` and `spread`.
     count: u64,
     /// The first row seen, empty before there is one. All else is relative to it, so that a large
@@ -202,13 +218,32 @@ pub(super) struct Summary<'a, S> {
     /// By feature.
     pub(super) mean: Vec<f64>,
     /// Around the mean.
-    pub(super) spread: &'a S,
+    pub(super) spread: Held<'a, S>,
+}
+
+/// A spread that grows on, or one made for a summary alone.
+#[derive(Debug)]
+pub(super) enum Held<'a, S> {
+    Borrowed(&'a S),
+    Owned(S),
+}
+
+impl<S> Deref for Held<'_, S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        match self {
+            Self::Borrowed(spread) => spread,
+            Self::Owned(spread) => spread,
+        }
+    }
 }
 
 impl<S: Spread> Moments<S> {
     /// Of no rows.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(plan: S::Plan) -> Self {
         Self {
+            plan,
             count: 0,
             origin: vec![],
             shift: vec![],
@@ -229,9 +264,14 @@ impl<S: Spread> Moments<S> {
         if self.origin.is_empty() {
             self.set_origin(self.pending[start..].to_vec());
         }
-        if self.pending.len() >= S::block_rows(self.features()) * self.features() {
+        if self.pending.len() >= self.block() {
             self.absorb();
         }
+    }
+
+    /// How many numbers make a block.
+    fn block(&self) -> usize {
+        S::block_rows(self.plan, self.features()) * self.features()
     }
 
     fn set_origin(&mut self, origin: Vec<f64>) {
@@ -245,22 +285,15 @@ impl<S: Spread> Moments<S> {
         if self.pending.is_empty() {
             return;
         }
-        let rows = self.pending.len() / features;
-        let mut shift = vec![0.0; features];
-        for row in self.pending.chunks_exact_mut(features) {
-            for ((x, origin), sum) in row.iter_mut().zip(&self.origin).zip(&mut shift) {
-                *x -= origin;
-                *sum += *x;
-            }
+        let rows = (self.pending.len() / features) as u64;
+        let shift = centre(&mut self.pending, &self.origin);
+        let join = self.join(rows, &shift);
+        // The first block has nothing to be joined to, and its row of zeros would say nothing.
+        if self.count > rows {
+            self.pending.extend(join);
         }
-        shift.iter_mut().for_each(|sum| *sum /= rows as f64);
-        for row in self.pending.chunks_exact_mut(features) {
-            row.iter_mut().zip(&shift).for_each(|(x, mean)| *x -= mean);
-        }
-        let join = self.join(rows as u64, &shift);
-        self.pending.extend(join);
         self.spread
-            .get_or_insert_with(|| S::zeros(features))
+            .get_or_insert_with(|| S::zeros(self.plan, features))
             .add_rows(&self.pending, features);
         self.pending.clear();
     }
@@ -293,15 +326,15 @@ impl<S: Spread> Moments<S> {
             .map(|((shift, theirs), ours)| shift + (theirs - ours))
             .collect();
         let join = self.join(count, &shift);
-        let sum = self.spread.get_or_insert_with(|| S::zeros(features));
-        sum.add_packed(spread);
+        let sum = self.spread.get_or_insert_with(|| S::zeros(self.plan, features));
+        sum.add_packed(spread, features);
         sum.add_rows(&join, features);
     }
 
     /// Hands over what another partition needs to [`merge`](Self::merge) and [`push`](Self::push).
     pub(super) fn into_state(mut self) -> State {
         // A few rows are smaller than the triangle of their scatter matrix: they travel as they are.
-        if self.spread.is_some() || self.pending.len() >= S::packed_len(self.features()) {
+        if self.spread.is_some() || self.pending.len() >= S::packed_len(self.plan, self.features()) {
             self.absorb();
         }
         State {
@@ -315,25 +348,65 @@ impl<S: Spread> Moments<S> {
 
     /// The moments of all rows so far; `None` where there are none. More rows may follow.
     pub(super) fn summary(&mut self) -> Option<Summary<'_, S>> {
-        self.absorb();
-        let mean = self
-            .origin
-            .iter()
-            .zip(&self.shift)
-            .map(|(origin, shift)| origin + shift)
-            .collect();
-        self.spread.as_ref().map(|spread| Summary {
-            count: self.count,
-            mean,
-            spread,
+        let features = self.features();
+        if features == 0 {
+            return None;
+        }
+        if self.spread.is_some() {
+            self.absorb();
+        }
+        let sum = |shift: &[f64]| self.origin.iter().zip(shift).map(|(a, b)| a + b).collect();
+        Some(match &self.spread {
+            Some(spread) => Summary {
+                count: self.count,
+                mean: sum(&self.shift),
+                spread: Held::Borrowed(spread),
+            },
+            None => {
+                let mut rows = self.pending.clone();
+                let shift = centre(&mut rows, &self.origin);
+                Summary {
+                    count: (rows.len() / features) as u64,
+                    mean: sum(&shift),
+                    spread: Held::Owned(S::of_few_rows(self.plan, &rows, features)),
+                }
+            }
         })
     }
 
-    /// The bytes held beside the value itself.
+    /// Is the spread there, or will it be soon? A memory pool is to know before it is allocated.
+    pub(super) fn spreads(&self) -> bool {
+        self.spread.is_some() || (!self.pending.is_empty() && self.pending.len() > self.block() / 2)
+    }
+
+    /// The bytes held beside the value itself, and those of a spread that is to come.
     pub(super) fn allocated(&self) -> usize {
         let numbers = self.origin.capacity() + self.shift.capacity() + self.pending.capacity();
-        numbers * size_of::<f64>() + self.spread.as_ref().map_or(0, S::allocated)
+        let spread = if self.spreads() {
+            S::bytes(self.plan, self.features())
+        } else {
+            0
+        };
+        numbers * size_of::<f64>() + spread
     }
+}
+
+/// Takes `origin` and then their mean from rows, row-major; the mean, less `origin`.
+fn centre(rows: &mut [f64], origin: &[f64]) -> Vec<f64> {
+    let features = origin.len();
+    let count = rows.len() / features;
+    let mut shift = vec![0.0; features];
+    for row in rows.chunks_exact_mut(features) {
+        for ((x, origin), sum) in row.iter_mut().zip(origin).zip(&mut shift) {
+            *x -= origin;
+            *sum += *x;
+        }
+    }
+    shift.iter_mut().for_each(|sum| *sum /= count as f64);
+    for row in rows.chunks_exact_mut(features) {
+        row.iter_mut().zip(&shift).for_each(|(x, mean)| *x -= mean);
+    }
+    shift
 }
 
 #[cfg(test)]
@@ -378,9 +451,9 @@ mod tests {
         let rows = rows(700, 5);
         let (mean, packed) = reference(&rows);
         for partitions in [1, 2, 7, 300] {
-            let mut merged = Moments::<Scatter>::new();
+            let mut merged = Moments::<Scatter>::new(());
             for partition in 0..partitions {
-                let mut part = Moments::<Scatter>::new();
+                let mut part = Moments::<Scatter>::new(());
                 rows.iter()
                     .skip(partition)
                     .step_by(partitions)
@@ -406,19 +479,19 @@ mod tests {
 
     #[test]
     fn squares_are_the_diagonal_of_the_scatter() {
-        let (mut squares, mut scatter) = (Moments::<Squares>::new(), Moments::<Scatter>::new());
+        let (mut squares, mut scatter) = (Moments::<Squares>::new(()), Moments::<Scatter>::new(()));
         for row in rows(300, 4) {
             squares.push(Vector::F64(&row));
             scatter.push(Vector::F64(&row));
         }
-        let lower = scatter.summary().unwrap().spread.lower();
-        let diagonal: Vec<f64> = (0..4).map(|j| lower[(j, j)]).collect();
+        let summary = scatter.summary().unwrap();
+        let diagonal: Vec<f64> = (0..4).map(|j| summary.spread.lower()[(j, j)]).collect();
         assert_close(squares.summary().unwrap().spread.values(), &diagonal, 1e-13);
     }
 
     #[test]
     fn a_few_rows_travel_as_they_are() {
-        let mut moments = Moments::<Scatter>::new();
+        let mut moments = Moments::<Scatter>::new(());
         for row in rows(3, 64) {
             moments.push(Vector::F64(&row));
         }
