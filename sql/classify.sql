@@ -12,6 +12,7 @@
 \default test   CASE WHEN bool_or(in_test) OVER () THEN in_test ELSE draw < 0.25 END
 \default k      25
 \default fit    lda_fit
+\default model  resnet-mini
 \default target output/
 
 \default classifier  :target/classifier.parquet

@@ -15,31 +15,37 @@
 
 \default target   output/
 \default labelled :target/labelled.parquet
+\default sides    :target/sides.parquet
 \default embed    embed.sql
 
 \i :embed
 
+-- Strings, not views of them, of which windows and joins hold far more memory in batches of a few rows.
+SET datafusion.execution.parquet.schema_force_view_types = false;
+
 -- In the order of their hashes, the groups of a label fill the line from 0 to 1: each is drawn the
 -- middle of its part. So the share that is held out is right for each label, not only on average.
-CREATE OR REPLACE TABLE sides AS
-WITH images AS (
-    SELECT * EXCLUDE (embedding), :together AS together
-    FROM (SELECT *, path LIKE '%/Test/%' AS in_test FROM :'labelled')
-    WHERE (:only) AND embedding IS NOT NULL
-),
-groups AS (
-    SELECT together, min(label) AS label, count(*) AS images FROM images GROUP BY together
-),
-drawn AS (
-    SELECT together,
-           (sum(images) OVER (PARTITION BY label ORDER BY md5(together)) - 0.5 * images)
-               / sum(images) OVER (PARTITION BY label) AS draw
-    FROM groups
+COPY (
+    WITH images AS (
+        SELECT * EXCLUDE (embedding), arrow_cast(:together, 'Utf8') AS together
+        FROM (SELECT *, path LIKE '%/Test/%' AS in_test FROM :'labelled')
+        WHERE (:only) AND embedding IS NOT NULL
+    ),
+    groups AS (
+        SELECT together, min(label) AS label, count(*) AS images FROM images GROUP BY together
+    ),
+    drawn AS (
+        SELECT together,
+               (sum(images) OVER (PARTITION BY label ORDER BY md5(together)) - 0.5 * images)
+                   / sum(images) OVER (PARTITION BY label) AS draw
+        FROM groups
+    )
+    SELECT path, (:held_out) AS held_out FROM images JOIN drawn USING (together)
 )
-SELECT path, (:held_out) AS held_out FROM images JOIN drawn USING (together);
+TO :'sides' STORED AS PARQUET;
 
 CREATE OR REPLACE VIEW labelled AS
-SELECT path, label, embedding, held_out FROM :'labelled' JOIN sides USING (path);
+SELECT path, label, embedding, held_out FROM :'sides' JOIN :'labelled' USING (path);
 
 \echo Images by label
 SELECT label,

@@ -151,11 +151,11 @@ SELECT standardize([4.0, 10.0], (
     argument(name = "model", description = "What `standardize_fit` returned."),
     argument(
         name = "with_mean",
-        description = "Whether to remove the mean: true, if it is not given; `with_mean => false` keeps zeros zero."
+        description = "Whether to remove the mean: true, if it is not given. `with_mean => false` keeps zeros zero."
     ),
     argument(
         name = "with_std",
-        description = "Whether to scale to unit variance: true, if it is not given."
+        description = "Whether to scale to unit variance: true, if it is not given; needs with_mean before it."
     )
 )]
 #[derive(Debug, PartialEq, Eq, Hash)]

@@ -103,12 +103,12 @@ impl ScalarUDFImpl for Classify {
                    `logistic_fit`: a list of {label, probability}. The probabilities of all labels together are 1.",
     syntax_example = "classify_proba(vector, model [, top_k])",
     sql_example = r#"```sql
-SELECT top['label'] AS label, round(top['probability'], 3) AS probability FROM (
+SELECT best['label'] AS label, round(best['probability'], 3) AS probability FROM (
     SELECT classify_proba([3.0, 4.0], (
         SELECT lda_fit(v, label) FROM (VALUES ([1.0, 1.0], 'Kiwi'), ([1.0, 2.0], 'Kiwi'), ([2.0, 1.0], 'Kiwi'),
                                               ([5.0, 5.0], 'Plum'), ([5.0, 6.0], 'Plum'), ([6.0, 5.0], 'Plum')
         ) AS t(v, label)
-    ), top_k => 1)[1] AS top
+    ), top_k => 1)[1] AS best
 );
 ```"#,
     argument(

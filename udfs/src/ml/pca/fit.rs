@@ -154,6 +154,14 @@ impl Pca {
         Ok(Self { components })
     }
 
+    /// How many eigenvalues are needed to say how many are kept, where there are `most`.
+    fn at_least(&self, most: usize) -> usize {
+        match self.components {
+            Components::Count(k) => k,
+            Components::All | Components::Share(_) => most,
+        }
+    }
+
     /// How many of `values`, falling and with the sum `total`, are kept, where there are `most`.
     fn chosen(&self, values: &[f64], total: f64, most: usize) -> usize {
         match self.components {
@@ -231,7 +239,7 @@ impl Fit for Pca {
             return exec_err!("pca_fit: {k} components need at least as many vectors, but there are {most}");
         }
         let (eigen, error) = match &*moments.spread {
-            PcaSpread::Matrix(scatter) => (Eigen::of_matrix(scatter.lower())?, 0.0),
+            PcaSpread::Matrix(scatter) => (Eigen::of_matrix(scatter.lower(), self.at_least(most))?, 0.0),
             PcaSpread::Rows(subspace) => (Eigen::of_rows(subspace.rows(), features)?, subspace.error()),
         };
         let total = moments.spread.total();

@@ -85,7 +85,8 @@ impl ScalarUDFImpl for PcaTransform {
     syntax_example = "pca_inverse(scores, model)",
     sql_example = r#"```sql
 WITH pca AS (SELECT pca_fit(v, 1) AS model FROM (VALUES ([1.0, 2.0]), ([2.0, 4.0]), ([3.0, 6.0])) AS t(v))
-SELECT array_transform(pca_inverse(pca_transform([5.0, 10.0], model), model), x -> round(x, 3)) AS vector FROM pca;
+SELECT round(inverse[1], 3) AS x, round(inverse[2], 3) AS y
+FROM (SELECT pca_inverse(pca_transform([5.0, 11.0], model), model) AS inverse FROM pca);
 ```"#,
     argument(
         name = "scores",
