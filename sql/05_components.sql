@@ -17,7 +17,7 @@ SELECT model FROM :'pca';
 -- Is k a good number? Look where the cumulative share stops to grow.
 \echo Explained variance
 WITH components AS (
-    SELECT unnest(range(1, :k + 1)) AS component,
+    SELECT unnest(range(1, 1 + array_length(model['explained_variance_ratio'])::BIGINT)) AS component,
            unnest(model['explained_variance_ratio']) AS ratio
     FROM :'pca'
 )

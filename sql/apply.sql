@@ -26,6 +26,9 @@ SELECT network,
        round(classifier['training_accuracy'], 4) AS "accuracy in training"
 FROM :'classifier';
 
+CREATE OR REPLACE VIEW same_network AS SELECT network FROM :'classifier' WHERE network = :'model';
+\require same_network classifier :classifier was trained with another network than model :model: pass -v model=… with the one shown above
+
 \echo Recognized
 COPY (
     SELECT path, top3[1]['label'] AS label, top3[1]['probability'] AS probability, top3

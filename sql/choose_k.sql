@@ -89,7 +89,7 @@ CREATE OR REPLACE TABLE accuracies AS
 SELECT k, cumulative,
        model['training_accuracy'] AS training,
        count(*) AS images,
-       count(*) FILTER (WHERE predicted IS DISTINCT FROM label) AS wrong,
+       count(*) FILTER (WHERE (predicted = label) IS NOT TRUE) AS wrong,
        avg(CASE WHEN predicted = label THEN 1.0 ELSE 0.0 END) AS accuracy
 FROM (
     SELECT k, cumulative, model, label, classify(array_slice(scores, 1, k), model) AS predicted
@@ -107,21 +107,23 @@ SELECT k,
 FROM accuracies
 ORDER BY k;
 
--- The smallest that is as good as the best, as far as so many images can tell: within one standard
--- error of the best accuracy, or half a point where that is more. Half an image is added to the right
--- ones and to the wrong ones, or the error would be 0 where all are right.
+-- The smallest that is as good as the best, as far as so many images can tell: the images that it has
+-- wrong besides are no more than one standard error, than half a point or than one image, whichever is
+-- most. Half an image is added to the right ones and to the wrong ones, or the error would be 0 where all
+-- are right.
 WITH best AS (
-    SELECT k, accuracy, greatest(sqrt(share * (1 - share) / (images + 1)), 0.005) AS margin
+    SELECT k, wrong, accuracy, greatest(images * sqrt(share * (1 - share) / (images + 1)), 0.005 * images, 1.0) AS margin
     FROM (SELECT *, (images - wrong + 0.5) / (images + 1) AS share FROM accuracies)
-    ORDER BY accuracy DESC, k
+    ORDER BY wrong, k
     LIMIT 1
 )
 SELECT concat(
            'Take k = ', accuracies.k, ': ', round(100 * accuracies.accuracy, 1), ' % of ', images,
            ' held-out images are right (the best: ', round(100 * best.accuracy, 1), ' % with k = ', best.k, '; ',
-           round(100 * margin, 1), ' points less may be chance)'
+           CASE WHEN margin < 2 THEN '1 image' ELSE concat(margin::BIGINT, ' images') END, ' less may be chance)',
+           CASE WHEN images < 30 THEN '. These are too few images to choose well: hold out 30 or more' ELSE '' END
        ) AS choice
 FROM accuracies CROSS JOIN best
-WHERE accuracies.accuracy >= best.accuracy - margin
+WHERE accuracies.wrong <= best.wrong + margin
 ORDER BY accuracies.k
 LIMIT 1;

@@ -68,9 +68,9 @@ SELECT label, images, hits,
 FROM (
     SELECT label, sum(image)::DOUBLE AS images, sum(hit)::DOUBLE AS hits, sum(prediction)::DOUBLE AS predicted
     FROM (
-        SELECT label, 1 AS image, (predicted = label)::INT AS hit, 0 AS prediction FROM predictions
+        SELECT label, 1 AS image, CASE WHEN predicted = label THEN 1 ELSE 0 END AS hit, 0 AS prediction FROM predictions
         UNION ALL
-        SELECT predicted, 0, 0, 1 FROM predictions
+        SELECT predicted, 0, 0, 1 FROM predictions WHERE predicted IS NOT NULL
     )
     GROUP BY label
 );
@@ -100,19 +100,19 @@ SELECT label,
        sum(images) AS images,
        coalesce(sum(images) FILTER (WHERE predicted = label), 0) AS "right",
        coalesce(
-           string_agg(concat(predicted, ' ', images), ', ' ORDER BY images DESC, predicted)
-               FILTER (WHERE predicted <> label),
+           string_agg(concat(coalesce(predicted, 'nothing'), ' ', images), ', ' ORDER BY images DESC, predicted)
+               FILTER (WHERE (predicted = label) IS NOT TRUE),
            ''
        ) AS wrong
 FROM (SELECT label, predicted, count(*) AS images FROM predictions GROUP BY label, predicted)
 GROUP BY label
-ORDER BY sum(images) FILTER (WHERE predicted <> label) DESC NULLS LAST, label;
+ORDER BY sum(images) FILTER (WHERE (predicted = label) IS NOT TRUE) DESC NULLS LAST, label;
 
 \echo The most confident mistakes
 SELECT path, label, predicted,
        round(100 * probability, 1) AS "sure %",
        concat(top3[2]['label'], ' ', round(100 * top3[2]['probability'], 1)) AS next
 FROM predictions
-WHERE predicted <> label
-ORDER BY probability DESC, path
+WHERE (predicted = label) IS NOT TRUE
+ORDER BY probability DESC NULLS LAST, path
 LIMIT 10;

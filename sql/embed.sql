@@ -16,6 +16,8 @@
 CREATE OR REPLACE EXTERNAL TABLE labelled_images STORED AS IMAGES
 LOCATION :'source' OPTIONS (images.path_pattern :'pattern');
 
+\require labelled_images no images: is :source the folder above the labels' folders, and does pattern :pattern match?
+
 -- Path, label, the pattern's other columns, embedding.
 \echo Embeddings
 COPY (SELECT * EXCLUDE (content), embed(content, :'model') AS embedding FROM labelled_images)

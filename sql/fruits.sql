@@ -5,7 +5,7 @@
 --
 -- source  where the images are; the folder that holds an image is its label
 -- model   the network (SELECT * FROM models() lists those that there are)
--- k       the number of principal components
+-- k       the number of principal components, or a share of the variance: 0.95
 -- target  the folder that the results are written to
 
 \default source sample://fruits/Training/
@@ -36,7 +36,7 @@ SELECT pca_fit(standardize(embedding, (SELECT model FROM standard)), :k) AS mode
 
 \echo Explained variance
 WITH components AS (
-    SELECT unnest(range(1, :k + 1)) AS component,
+    SELECT unnest(range(1, 1 + array_length(model['explained_variance'])::BIGINT)) AS component,
            unnest(model['explained_variance']) AS explained_variance,
            unnest(model['explained_variance_ratio']) AS ratio
     FROM pca

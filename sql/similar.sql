@@ -22,6 +22,9 @@
 
 \i :embed
 
+CREATE OR REPLACE VIEW chosen AS SELECT path FROM :'labelled' WHERE ends_with(path, :'like');
+\require chosen no path in :labelled ends with :like (-v like=…)
+
 \echo The images most like
 SELECT path, label FROM :'labelled' WHERE ends_with(path, :'like') ORDER BY path LIMIT 1;
 

@@ -256,6 +256,23 @@ fn variables_come_from_the_arguments_or_the_script() {
 }
 
 #[test]
+fn a_script_ends_where_what_it_requires_is_not_there() {
+    let place = Place::new();
+    place.write(
+        "job.sql",
+        "CREATE VIEW v AS SELECT 1 AS n WHERE :n = 1;\n\\require v no row: is :n 1?\nSELECT n FROM v;\n\\require t none\n",
+    );
+    let run = |n: &str| place.run(&["-q", "--format", "csv", "-f", "job.sql", "-v", n]);
+    let ran = run("n=2");
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
+    assert!(ran.stderr.starts_with("job.sql:2: no row: is 2 1?"), "{}", ran.stderr);
+
+    let ran = run("n=1");
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, "n\n1\n"));
+    assert!(ran.stderr.starts_with("job.sql:4: "), "{}", ran.stderr);
+}
+
+#[test]
 fn commands_and_scripts_run_in_the_order_given() {
     let place = Place::new();
     place.write("job.sql", "SELECT count(*) AS n FROM t;");

@@ -204,7 +204,7 @@ async fn command(runner: &mut Runner, line: &str) -> Result<Next, Stop> {
 
 /// Runs a command that scripts have as well.
 async fn script_command(runner: &mut Runner, command: Command) -> Result<(), Stop> {
-    match runner.command(command)? {
+    match runner.command(command).await? {
         Some(file) => {
             let source = run::read(Path::new(&file)).map_err(Stop::Failed)?;
             runner.script(&source, 0).await

@@ -150,7 +150,7 @@ impl Runner {
                     })?;
                 }
                 Step::Command { line, command } => {
-                    let include = self.command(command).map_err(|stop| match stop {
+                    let include = self.command(command).await.map_err(|stop| match stop {
                         Stop::Failed(message) => at(line, &message),
                         stop => stop,
                     })?;
@@ -168,7 +168,7 @@ impl Runner {
     }
 
     /// Runs a script's command; the file to run is returned.
-    pub(crate) fn command(&mut self, command: Command) -> Result<Option<String>, Stop> {
+    pub(crate) async fn command(&mut self, command: Command) -> Result<Option<String>, Stop> {
         let expand = |text: &str| self.variables.expand(text).map_err(Stop::Failed);
         match command {
             Command::Set(name, value) => {
@@ -190,8 +190,31 @@ impl Runner {
                 }
             }
             Command::Include(file) => return expand(&file).map(Some),
+            Command::Require(table, message) => {
+                let (table, message) = (expand(&table)?, expand(&message)?);
+                if !self.has_rows(&table).await? {
+                    return Err(Stop::Failed(message));
+                }
+            }
         }
         if self.out.closed() { Err(Stop::Closed) } else { Ok(None) }
+    }
+
+    /// Has a table or view at least one row?
+    async fn has_rows(&mut self, table: &str) -> Result<bool, Stop> {
+        let (ctx, sql) = (self.ctx.clone(), format!("SELECT 1 FROM {table} LIMIT 1"));
+        let mut query = {
+            let _engine = self.engine.handle.enter();
+            SpawnedTask::spawn(async move { ctx.sql(&sql).await?.count().await })
+        };
+        tokio::select! {
+            biased;
+            Ok(()) = tokio::signal::ctrl_c() => {
+                self.engine = Engine::start().map_err(DataFusionError::from)?;
+                Err(Stop::Interrupted)
+            }
+            rows = join(&mut query) => Ok(rows? > 0),
+        }
     }
 
     /// Runs one statement and prints what it gives.
@@ -341,7 +364,7 @@ pub(crate) fn read(path: &Path) -> Result<Source, String> {
 }
 
 /// Waits for the end of a query that has sent its last row.
-async fn join(query: &mut SpawnedTask<Result<()>>) -> Result<()> {
+async fn join<T: 'static>(query: &mut SpawnedTask<Result<T>>) -> Result<T> {
     query.await.map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))?
 }
 

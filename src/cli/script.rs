@@ -16,6 +16,7 @@
 //! | `\default name value` | sets a variable unless it is set: a script's defaults, below `-v` |
 //! | `\echo text` | prints a heading |
 //! | `\i file` | runs a file; relative to the script |
+//! | `\require table message` | ends the script with the message unless the table or view has a row |
 //!
 //! A command's text may hold variables too (`\default out :target/out.parquet`). After a value that
 //! ends in `/`, one `/` that follows is dropped: a folder may be given with its slash or without.
@@ -168,6 +169,8 @@ pub(crate) enum Command {
     Echo(String),
     /// Runs a file.
     Include(String),
+    /// Fails with a message unless a table has a row.
+    Require(String, String),
 }
 
 impl Command {
@@ -191,6 +194,10 @@ impl Command {
             "echo" => Ok(Self::Echo(rest.to_owned())),
             "i" if rest.is_empty() => Err("\\i takes a file".to_owned()),
             "i" => Ok(Self::Include(rest.to_owned())),
+            "require" => match rest.split_once(char::is_whitespace) {
+                Some((table, message)) => Ok(Self::Require(table.to_owned(), message.trim_start().to_owned())),
+                None => Err("\\require takes a table and a message: \\require images there are no images".to_owned()),
+            },
             _ => return None,
         })
     }
@@ -283,7 +290,7 @@ pub(crate) fn parse(text: &str, dialect: &dyn Dialect) -> Result<Vec<Step>, Scri
         }
         let known = Command::parse(command.strip_prefix('\\').unwrap_or(command)).unwrap_or_else(|| {
             Err(format!(
-                "{command} is not a command of a script: those are \\set, \\default, \\echo and \\i"
+                "{command} is not a command of a script: those are \\set, \\default, \\echo, \\i and \\require"
             ))
         });
         steps.push(Step::Command {
@@ -612,12 +619,14 @@ mod tests {
 
     #[test]
     fn commands_stand_between_statements() {
-        let text = "\\echo it's\n  \\set a b c\nSELECT '\n\\echo no\n';\n\\i x.sql\n\\default a\n";
+        let text =
+            "\\echo it's\n  \\set a b c\nSELECT '\n\\echo no\n';\n\\i x.sql\n\\default a\n\\require t  no :row\n";
         let commands = [
             (1, Command::Echo("it's".into())),
             (2, Command::Set("a".into(), "b c".into())),
             (6, Command::Include("x.sql".into())),
             (7, Command::Default("a".into(), String::new())),
+            (8, Command::Require("t".into(), "no :row".into())),
         ];
         let found: Vec<_> = steps(text)
             .into_iter()
@@ -639,6 +648,7 @@ mod tests {
             ScriptError::new(3, "the statement has no ';' before the command \\echo x")
         );
         assert_eq!(error("\\set 1a b").line, 1);
+        assert_eq!(error("SELECT 1;\n\\require t").line, 2);
         assert!(error("SELECT 1;\n\\frobnicate").message.contains("\\default"));
     }
 

@@ -9,8 +9,11 @@ Linear discriminant analysis is sklearn.discriminant_analysis.LinearDiscriminant
 shrinkage=...). scikit-learn's shrinkage="auto" is Ledoit and Wolf's, of each label apart; Pomona's is
 the Rao-Blackwellized one of Chen, Wiesel, Eldar and Hero (2010), "Shrinkage Algorithms for MMSE
 Covariance Estimation", IEEE Transactions on Signal Processing 58 (10), 5016-5029, equation 17, of the
-pooled covariance: computed here as published, then handed to scikit-learn. Without shrinkage, a
-singular covariance is inverted by NumPy's pseudo-inverse.
+pooled correlations, so that no feature's unit matters: computed here as published, then handed to
+scikit-learn with features of unit variance. The covariance is so shrunk towards its own diagonal; a
+feature that is constant within every label, whose variance is 0, takes the mean of all variances there.
+Such a covariance NumPy solves. Without shrinkage, a singular covariance is inverted by NumPy's
+pseudo-inverse.
 
 Logistic regression is sklearn.linear_model.LogisticRegression(C=1/l2); the gradient confirms that it
 is at its optimum, where its usual solver stops 4e-7 short of these probabilities. Its coefficients and those of LDA are kept less their mean over the labels, which
@@ -33,10 +36,21 @@ def within_class_covariance(x, y):
     return deviations.T @ deviations / len(x)
 
 
+def diagonal(s):
+    """The variances of the features, and which of them are 0: there the mean of all stands."""
+    variances = np.diag(s).copy()
+    constant = variances <= 1e-20 * variances.max()
+    variances[constant] = np.trace(s) / len(s)
+    return variances, constant
+
+
 def rao_blackwell_ledoit_wolf(x, y):
     n, p = x.shape
     s = within_class_covariance(x, y)
-    of_square, square_of = np.trace(s @ s), np.trace(s) ** 2
+    variances, constant = diagonal(s)
+    r = s / np.sqrt(np.outer(variances, variances))
+    r[constant, :] = r[:, constant] = 0.0
+    of_square, square_of = np.trace(r @ r), np.trace(r) ** 2
     rho = ((n - 2) / n * of_square + square_of) / ((n + 2) * (of_square - square_of / p))
     return float(min(1.0, rho))
 
@@ -57,6 +71,32 @@ def discriminants(x, y, shrinkage):
         return coefficients, intercepts
     fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(x, y)
     return of_each_label(fitted)
+
+
+def scale_free_discriminants(x, y, rho):
+    """The covariance is (1 - rho) S + rho D, with D as `diagonal` has it."""
+    s = within_class_covariance(x, y)
+    variances, constant = diagonal(s)
+    labels, counts = np.unique(y, return_counts=True)
+    means = np.array([x[y == label].mean(axis=0) for label in labels])
+    covariance = (1 - rho) * s + rho * np.diag(variances)
+    coefficients = np.linalg.solve(covariance, means.T).T
+    intercepts = -0.5 * (means * coefficients).sum(axis=1) + np.log(counts / len(y))
+    if constant.any():
+        return coefficients, intercepts
+    scale = np.sqrt(variances)
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=rho).fit(x / scale, y)
+    solved = coefficients, intercepts
+    coefficients, intercepts = of_each_label(fitted)
+    coefficients = coefficients / scale
+    for ours, theirs in zip(map(less_mean, solved), map(less_mean, (coefficients, intercepts))):
+        assert np.abs(ours - theirs).max() < 1e-9 * np.abs(theirs).max()
+    return coefficients, intercepts
+
+
+def less_mean(numbers):
+    """Of each label, less their mean over the labels."""
+    return numbers - numbers.mean(axis=0)
 
 
 def of_each_label(fitted):
@@ -82,8 +122,8 @@ def described(x, y, coefficients, intercepts):
     probabilities = softmax(x @ coefficients.T + intercepts)
     predicted = np.unique(y)[probabilities.argmax(axis=1)]
     return {
-        "coefficients": (coefficients - coefficients.mean(axis=0)).tolist(),
-        "intercepts": (intercepts - intercepts.mean()).tolist(),
+        "coefficients": less_mean(coefficients).tolist(),
+        "intercepts": less_mean(intercepts).tolist(),
         "training_accuracy": float((predicted == y).mean()),
         "probabilities": np.round(probabilities, 12).tolist(),
     }
@@ -91,12 +131,17 @@ def described(x, y, coefficients, intercepts):
 
 def write(name, x, y, penalties):
     automatic = rao_blackwell_ledoit_wolf(x, y)
-    shrinkages = [(0.0, 0.0), (0.1, 0.1), (0.5, 0.5), ("auto", automatic)]
+    shrinkages = [(amount, discriminants(x, y, amount)) for amount in (0.0, 0.1, 0.5)]
+    shrinkages.append(("auto", scale_free_discriminants(x, y, automatic)))
     case = {
         "element": "f64",
         "lda": [
-            {"shrinkage": given, "regularization": used, **described(x, y, *discriminants(x, y, used))}
-            for given, used in shrinkages
+            {
+                "shrinkage": given,
+                "regularization": automatic if given == "auto" else given,
+                **described(x, y, *fitted),
+            }
+            for given, fitted in shrinkages
         ],
         "logistic": [{"l2": l2, "regularization": l2, **described(x, y, *logistic(x, y, l2))} for l2 in penalties],
         "labels": y.tolist(),

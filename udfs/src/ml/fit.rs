@@ -53,6 +53,7 @@ pub(super) fn state_fields(args: &StateFieldsArgs) -> Vec<FieldRef> {
         ("shift", numbers_type()),
         ("spread", numbers_type()),
         ("pending", numbers_type()),
+        ("ignored", DataType::UInt64),
     ];
     state::state_fields(args, fields)
 }
@@ -66,6 +67,14 @@ pub(super) fn refuse_distinct(name: &str, args: &AccumulatorArgs) -> Result<()> 
         return not_impl_err!("{name}(DISTINCT …): select the distinct vectors in a subquery first");
     }
     Ok(())
+}
+
+/// The bytes that the model of a few rows takes while it is made, as far as a pool is asked for them. The
+/// models of many groups are made one after another: together they take no more than one of them, and that
+/// may be forgotten where it is little.
+pub(super) fn if_large(bytes: usize) -> usize {
+    const LITTLE: usize = 32 << 20;
+    if bytes > LITTLE { bytes } else { 0 }
 }
 
 /// The length of the vectors of a call's first argument, where their type says it.
@@ -92,6 +101,8 @@ pub(super) fn length_error<T>(name: &str, features: usize, length: usize) -> Res
 pub(super) struct FitAccumulator<F: Fit> {
     fit: F,
     moments: Moments<F::Spread>,
+    /// Rows without a vector.
+    ignored: u64,
 }
 
 impl<F: Fit> FitAccumulator<F> {
@@ -120,6 +131,7 @@ impl<F: Fit> FitAccumulator<F> {
         Box::new(Self {
             fit,
             moments: Moments::new(fit.plan()),
+            ignored: 0,
         })
     }
 
@@ -145,8 +157,9 @@ impl<F: Fit> Accumulator for FitAccumulator<F> {
         };
         let vectors = VectorColumn::try_new(self.fit.name(), vectors.as_ref())?;
         for i in 0..vectors.len() {
-            if let Some(vector) = vectors.get(i)? {
-                self.push(vector)?;
+            match vectors.get(i)? {
+                Some(vector) => self.push(vector)?,
+                None => self.ignored += 1,
             }
         }
         Ok(())
@@ -166,16 +179,18 @@ impl<F: Fit> Accumulator for FitAccumulator<F> {
             numbers(shift),
             numbers(spread),
             numbers(pending),
+            ScalarValue::UInt64(Some(std::mem::take(&mut self.ignored))),
         ])
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
-        let [counts, origins, shifts, spreads, pending] = states else {
-            return internal_err!("expected 5 columns of state, found {}", states.len());
+        let [counts, origins, shifts, spreads, pending, ignored] = states else {
+            return internal_err!("expected 6 columns of state, found {}", states.len());
         };
         let counts = counts
             .as_primitive_opt::<UInt64Type>()
             .ok_or_else(|| internal_datafusion_err!("expected counts, found {}", counts.data_type()))?;
+        self.ignored += state::total(ignored)?;
         let (origins, shifts) = (Numbers::try_new(origins)?, Numbers::try_new(shifts)?);
         let (spreads, pending) = (Numbers::try_new(spreads)?, Numbers::try_new(pending)?);
         for i in 0..counts.len() {
@@ -197,6 +212,13 @@ impl<F: Fit> Accumulator for FitAccumulator<F> {
     fn evaluate(&mut self) -> Result<ScalarValue> {
         let kind = self.fit.kind();
         let Some(moments) = self.moments.summary() else {
+            if self.ignored > 0 {
+                return exec_err!(
+                    "{}: all {} vectors of the fit, or of a group of it, are NULL or empty: there is nothing to fit",
+                    self.fit.name(),
+                    self.ignored
+                );
+            }
             return ScalarValue::try_from(&kind.data_type());
         };
         if !moments.spread.total().is_finite() || !moments.mean.iter().all(|x| x.is_finite()) {

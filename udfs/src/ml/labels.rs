@@ -33,6 +33,15 @@ impl LabelType {
             DataType::Dictionary(_, values) => Self::of(function, values),
             DataType::Boolean => Ok(Self::Boolean),
             t if t.is_integer() => Ok(Self::Integer),
+            // What SQL makes of some whole numbers: row_number() OVER () % 2.
+            DataType::Decimal32(_, 0)
+            | DataType::Decimal64(_, 0)
+            | DataType::Decimal128(_, 0)
+            | DataType::Decimal256(_, 0) => Ok(Self::Integer),
+            t if t.is_numeric() => plan_err!(
+                "{function} takes labels that are strings, whole numbers or booleans, not {t}: CAST(label AS BIGINT) \
+                 makes whole numbers"
+            ),
             other => plan_err!("{function} takes labels that are strings, whole numbers or booleans, not {other}"),
         }
     }

@@ -17,6 +17,7 @@
 //! infinity inside a vector are errors.
 
 mod arguments;
+mod eigen;
 mod fit;
 mod labels;
 mod linear;

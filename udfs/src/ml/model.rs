@@ -318,8 +318,8 @@ impl Models<'_> {
     /// The error of a model whose `field` cannot be used.
     pub(super) fn broken(&self, field: &str) -> DataFusionError {
         exec_datafusion_err!(
-            "{}: {field} of its model is NULL or empty, not of the mean's length, or not all finite numbers; a \
-             model is to be kept as {} made it",
+            "{}: {field} of its model is NULL or empty, of another length than the model's other fields, or not all \
+             finite numbers; a model is to be kept as {} made it",
             self.function,
             self.kind.makers
         )

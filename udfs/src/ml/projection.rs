@@ -1,6 +1,7 @@
 //! Affine maps of columns of vectors, each row by its model.
 
 use arrow::array::Array;
+use datafusion::common::exec_err;
 use datafusion::error::Result;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -80,6 +81,15 @@ pub(super) fn project<'m>(
                 let mut output = present.then(|| projected.next()).flatten();
                 if let (Some(output), Some(after)) = (&mut output, after) {
                     output.iter_mut().zip(after).for_each(|(x, y)| *x += y);
+                }
+                if output
+                    .as_ref()
+                    .is_some_and(|output| output.iter().any(|x| !x.is_finite()))
+                {
+                    return exec_err!(
+                        "{}: the product of a vector and its model is too large for Float64",
+                        models.function()
+                    );
                 }
                 emit(model, output.as_deref())?;
             }

@@ -37,8 +37,7 @@ static KIND: LazyLock<ModelKind> = LazyLock::new(|| {
 #[user_doc(
     doc_section(label = "Statistics"),
     description = "Fits the mean and the sample standard deviation of each feature of vectors. Returns a model, a \
-                   struct {count, mean, std}, for `standardize`. NULL and empty vectors are ignored; without any \
-                   other vector the model is NULL.",
+                   struct {count, mean, std}, for `standardize`. NULL and empty vectors are ignored; of no rows the model is NULL.",
     syntax_example = "standardize_fit(vector)",
     sql_example = r#"```sql
 SELECT standardize_fit(v) AS model FROM (VALUES ([1.0, 10.0]), ([2.0, 10.0]), ([3.0, 10.0])) AS t(v);

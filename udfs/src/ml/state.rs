@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, LargeListArray};
-use arrow::datatypes::{DataType, Field, FieldRef, Float64Type};
+use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, UInt64Type};
 use datafusion::common::utils::SingleRowListArrayBuilder;
 use datafusion::common::{ScalarValue, internal_datafusion_err, internal_err};
 use datafusion::error::Result;
@@ -75,4 +75,15 @@ impl<'a> Numbers<'a> {
 /// The type of a LargeList of `element`.
 pub(super) fn list_type(element: DataType) -> DataType {
     DataType::LargeList(Arc::new(Field::new_list_field(element, true)))
+}
+
+/// The sum of a column of counts.
+///
+/// # Errors
+/// An internal error where the column is something else.
+pub(super) fn total(counts: &ArrayRef) -> Result<u64> {
+    match counts.as_primitive_opt::<UInt64Type>() {
+        Some(counts) => Ok(counts.values().iter().sum()),
+        None => internal_err!("expected counts, found {}", counts.data_type()),
+    }
 }

@@ -13,8 +13,9 @@
 //! Until `rank` rows have come nothing is lost.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 
+use super::eigen;
 use super::moments::Spread;
 
 /// Columns that are rotated at a time: the rotated ones replace the old ones without a second copy.
@@ -82,16 +83,15 @@ impl Subspace {
             matmul(left, Accum::Replace, new, old.transpose(), 1.0, Par::Seq);
             matmul(right, Accum::Replace, new, new.transpose(), 1.0, Par::Seq);
         }
-        let Ok(eigen) = gram.self_adjoint_eigen(Side::Lower) else {
+        let Some((values, vectors)) = eigen::of_symmetric(gram.as_ref()) else {
             self.total = f64::NAN; // as above
             return;
         };
         let kept = self.rank;
-        let values = eigen.S().column_vector();
         self.dropped += values[ours + theirs - kept - 1].max(0.0);
 
         // Rows of the rotation: the strongest first.
-        let rotation = Mat::from_fn(kept, ours + theirs, |i, j| eigen.U()[(j, ours + theirs - 1 - i)]);
+        let rotation = Mat::from_fn(kept, ours + theirs, |i, j| vectors[(j, ours + theirs - 1 - i)]);
         self.rows.resize(kept * features, 0.0);
         let mut rows = MatMut::from_row_major_slice_mut(&mut self.rows, kept, features);
         let mut panel = Mat::<f64>::zeros(kept, PANEL.min(features));
@@ -187,7 +187,9 @@ mod tests {
 
     fn eigenvalues(rows: &[f64], features: usize) -> Vec<f64> {
         let rows = MatRef::from_row_major_slice(rows, rows.len() / features, features);
-        let mut values = (rows.transpose() * rows).self_adjoint_eigenvalues(Side::Lower).unwrap();
+        let mut values = (rows.transpose() * rows)
+            .self_adjoint_eigenvalues(faer::Side::Lower)
+            .unwrap();
         values.reverse();
         values
     }

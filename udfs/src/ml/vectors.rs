@@ -10,7 +10,7 @@ use arrow::array::{
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, FieldRef, Float32Type, Float64Type};
 use datafusion::common::{exec_datafusion_err, exec_err, internal_err, plan_err};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 
 /// A list of `element`, as `List` in models and results.
 pub(super) fn list_of(element: DataType) -> DataType {
@@ -296,18 +296,31 @@ fn list_array<O: OffsetSizeTrait>(
     nulls: Option<NullBuffer>,
 ) -> Result<ArrayRef> {
     let offsets: Option<Vec<O>> = ends.iter().map(|&end| O::from_usize(end)).collect();
-    let offsets = offsets.ok_or_else(|| {
-        exec_datafusion_err!(
-            "a batch of vectors holds {} numbers, more than a List can: use a smaller datafusion.execution.batch_size",
-            elements.len()
-        )
-    })?;
+    let offsets = offsets.ok_or_else(too_many)?;
     Ok(Arc::new(GenericListArray::<O>::try_new(
         field,
         OffsetBuffer::new(offsets.into()),
         elements,
         nulls,
     )?))
+}
+
+fn too_many() -> DataFusionError {
+    exec_datafusion_err!("a batch holds more elements than a List can: use a smaller datafusion.execution.batch_size")
+}
+
+/// The offsets of lists of these lengths.
+///
+/// # Errors
+/// Where they hold more elements than a List can address.
+pub(super) fn offsets(lengths: impl IntoIterator<Item = usize>) -> Result<OffsetBuffer<i32>> {
+    let mut end = 0_usize;
+    let ends = lengths.into_iter().map(|length| {
+        end += length;
+        i32::try_from(end).map_err(|_| too_many())
+    });
+    let ends: Vec<i32> = std::iter::once(Ok(0)).chain(ends).collect::<Result<_>>()?;
+    Ok(OffsetBuffer::new(ends.into()))
 }
 
 #[cfg(test)]

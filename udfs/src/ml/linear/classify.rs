@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Float64Builder, ListArray, StructArray, UInt64Array};
-use arrow::buffer::OffsetBuffer;
 use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::common::{ScalarValue, internal_err, plan_err};
@@ -17,7 +16,7 @@ use crate::ml::arguments::{scalar_constant, signature};
 use crate::ml::labels::LabelType;
 use crate::ml::model::Models;
 use crate::ml::projection::{Projection, project};
-use crate::ml::vectors::{coerce_vector, list_of};
+use crate::ml::vectors::{coerce_vector, list_of, offsets};
 
 /// `classify(v, model)`
 #[user_doc(
@@ -200,7 +199,7 @@ impl ScalarUDFImpl for ClassifyProba {
         let pairs = StructArray::try_new(fields.clone(), vec![labels, Arc::new(probabilities.finish())], None)?;
         Ok(ColumnarValue::Array(Arc::new(ListArray::try_new(
             Arc::clone(field),
-            OffsetBuffer::from_lengths(lengths),
+            offsets(lengths)?,
             Arc::new(pairs),
             Some(valid.into()),
         )?)))
@@ -236,9 +235,13 @@ fn label_type(arg_types: &[DataType]) -> Result<LabelType> {
         _ => None,
     };
     match labels {
-        Some(DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _)) => {
-            LabelType::of("a classifier", field.data_type())
-        }
+        Some(
+            DataType::List(field)
+            | DataType::LargeList(field)
+            | DataType::ListView(field)
+            | DataType::LargeListView(field)
+            | DataType::FixedSizeList(field, _),
+        ) => LabelType::of("a classifier", field.data_type()),
         _ => Ok(LabelType::Text),
     }
 }

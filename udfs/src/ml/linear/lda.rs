@@ -11,6 +11,7 @@
 //! wins: see [`discriminants`].
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, UInt64Array};
@@ -20,24 +21,24 @@ use datafusion::error::Result;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{Accumulator, AggregateUDFImpl, Documentation, Signature};
 use datafusion_macros::user_doc;
-use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
-use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 use super::class_moments::{BLOCK_ROWS, ClassMoments, State, Summary};
 use super::shrinkage::Shrinkage;
 use super::{
-    LDA, LinearModel, check_label_count, check_labels, coerce_fit, correct, labelled_rows, model_type, no_model,
+    CORRECT_ROWS, LDA, LinearModel, check_label_count, check_labels, coerce_fit, correct, labelled_rows, model_type,
+    no_model,
 };
 use crate::ml::arguments::{aggregate_constant, signature};
-use crate::ml::fit::{known_features, length_error, refuse_distinct};
+use crate::ml::eigen;
+use crate::ml::fit::{if_large, known_features, length_error, refuse_distinct};
 use crate::ml::labels::{Label, LabelColumn, LabelType, label_array};
-use crate::ml::moments::Spread;
+use crate::ml::moments::{Scatter, Spread};
 use crate::ml::sliding::Sliding;
-use crate::ml::state::{self, Numbers, elements, list, list_type, numbers, numbers_type};
+use crate::ml::state::{self, Numbers, elements, list, list_type, numbers, numbers_type, total};
 
 const NAME: &str = "lda_fit";
 
@@ -78,8 +79,9 @@ FROM (
     argument(
         name = "shrinkage",
         description = "How far the covariance is moved towards one that is the same in all directions: a constant, \
-                       from 0 (not at all: where it is singular, by its pseudo-inverse) to 1, or 'auto', the \
-                       default, which finds it from the data (Ledoit-Wolf, Rao-Blackwellized)."
+                       from 0 (not at all: where it is singular, by its pseudo-inverse) to 1; or 'auto', the \
+                       default, which finds it from the data (Ledoit-Wolf, Rao-Blackwellized) and scales features \
+                       to unit variance for it. A number is for features of like scale: standardize first."
     )
 )]
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -141,6 +143,7 @@ impl AggregateUDFImpl for LdaFit {
             ("pending_labels", list_type(labels.clone())),
             ("sample", numbers_type()),
             ("sample_labels", list_type(labels)),
+            ("ignored", DataType::UInt64),
         ];
         Ok(state::state_fields(&args, fields))
     }
@@ -163,6 +166,8 @@ struct LdaAccumulator {
     label_type: LabelType,
     shrinkage: Shrinkage,
     moments: ClassMoments,
+    /// Rows without a vector or a label.
+    ignored: u64,
 }
 
 impl LdaAccumulator {
@@ -180,6 +185,7 @@ impl LdaAccumulator {
             label_type,
             shrinkage,
             moments: ClassMoments::default(),
+            ignored: 0,
         }
     }
 
@@ -195,9 +201,9 @@ impl LdaAccumulator {
     /// eigenvectors and three matrices to find them, and the rows of the sample.
     fn workspace(&self) -> usize {
         let (features, labels) = (self.moments.features(), self.moments.label_count());
-        let matrices = if self.shrinkage == Shrinkage::Fixed(0.0) { 4 } else { 1 };
+        let matrices = if self.shrinkage == Shrinkage::Fixed(0.0) { 5 } else { 1 };
         // The coefficients, what they are projected to, and those of the model.
-        let numbers = features * (matrices * features + 3 * labels);
+        let numbers = features * (matrices * features + 3 * labels) + CORRECT_ROWS * labels;
         numbers * size_of::<f64>() + self.moments.sample_bytes()
     }
 }
@@ -214,11 +220,12 @@ fn check_features(features: usize) -> Result<()> {
 
 impl Accumulator for LdaAccumulator {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
-        labelled_rows(NAME, values, |vector, label| {
+        self.ignored += labelled_rows(NAME, values, |vector, label| {
             self.check_length(vector.len())?;
             self.moments.push(vector, label);
             check_label_count(NAME, self.moments.label_count())
-        })
+        })?;
+        Ok(())
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
@@ -234,6 +241,7 @@ impl Accumulator for LdaAccumulator {
             labels(&state.pending_labels),
             numbers(state.sample.into_owned()),
             labels(&state.sample_labels),
+            ScalarValue::UInt64(Some(std::mem::take(&mut self.ignored))),
         ])
     }
 
@@ -248,13 +256,15 @@ impl Accumulator for LdaAccumulator {
             pending_labels,
             samples,
             sample_labels,
+            ignored,
         ] = states
         else {
-            return internal_err!("expected 9 columns of state, found {}", states.len());
+            return internal_err!("expected 10 columns of state, found {}", states.len());
         };
         let (origins, shifts) = (Numbers::try_new(origins)?, Numbers::try_new(shifts)?);
         let (withins, pending) = (Numbers::try_new(withins)?, Numbers::try_new(pending)?);
         let samples = Numbers::try_new(samples)?;
+        self.ignored += total(ignored)?;
         for i in 0..labels.len() {
             let part = State {
                 labels: read_labels(labels, i)?,
@@ -280,7 +290,7 @@ impl Accumulator for LdaAccumulator {
     fn evaluate(&mut self) -> Result<ScalarValue> {
         let mut few = self.moments.copy_of_few();
         let Some(summary) = few.as_mut().unwrap_or(&mut self.moments).summary() else {
-            return no_model(self.label_type);
+            return no_model(NAME, self.label_type, self.ignored);
         };
         check_label_count(NAME, summary.labels.len())?;
         let counts = summary.counts.iter().copied();
@@ -315,7 +325,11 @@ impl Accumulator for LdaAccumulator {
 
     fn size(&self) -> usize {
         // A pool is asked for what the model will take as well: when it is made, it is too late to ask.
-        let workspace = if self.moments.has_matrix() { self.workspace() } else { 0 };
+        let workspace = if self.moments.has_matrix() {
+            self.workspace()
+        } else {
+            if_large(Scatter::bytes((), self.moments.features()) + self.workspace())
+        };
         size_of_val(self) + self.moments.allocated() + workspace
     }
 }
@@ -383,12 +397,12 @@ fn discriminants(moments: &Summary<'_>, shrinkage: Shrinkage) -> Result<Discrimi
     }
 
     let scatter = moments.within.lower();
-    let shrinkage = shrinkage.amount(scatter, rows);
+    let (shrinkage, ridge) = shrinkage.of(scatter, rows, within);
     let rounding = ROUNDING * ROUNDING * between;
     let (scale, ridge) = if within > rounding {
-        ((1.0 - shrinkage) / rows as f64, shrinkage * within)
+        ((1.0 - shrinkage) / rows as f64, ridge)
     } else {
-        (0.0, rounding)
+        (0.0, vec![rounding; features])
     };
     let covariance = Covariance { scatter, scale, ridge };
     covariance.solve(MatMut::from_column_major_slice_mut(
@@ -419,20 +433,21 @@ fn discriminants(moments: &Summary<'_>, shrinkage: Shrinkage) -> Result<Discrimi
     })
 }
 
-/// `scale * scatter + ridge * I`, positive semidefinite; of the scatter the lower triangle is read.
+/// `scale * scatter` with `ridge` added to its diagonal, positive semidefinite; of the scatter the lower
+/// triangle is read.
 ///
 /// All is done by one thread: with more, faer's last digits depend on how many there are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Covariance<'a> {
     scatter: MatRef<'a, f64>,
     scale: f64,
-    ridge: f64,
+    ridge: Vec<f64>,
 }
 
 impl Covariance<'_> {
     /// Multiplies columns by the inverse, or where there is none by the pseudo-inverse.
     fn solve(&self, mut columns: MatMut<'_, f64>) -> Result<()> {
-        if self.ridge > 0.0 && self.solve_definite(columns.as_mut()) {
+        if self.ridge.iter().all(|ridge| *ridge > 0.0) && self.solve_definite(columns.as_mut()) {
             return Ok(());
         }
         self.solve_semidefinite(columns)
@@ -442,11 +457,7 @@ impl Covariance<'_> {
     /// matrix is not positive definite to rounding.
     fn solve_definite(&self, columns: MatMut<'_, f64>) -> bool {
         let features = self.scatter.ncols();
-        let mut factor = Mat::from_fn(features, features, |i, j| match i.cmp(&j) {
-            std::cmp::Ordering::Less => 0.0,
-            std::cmp::Ordering::Equal => self.scale * self.scatter[(i, j)] + self.ridge,
-            std::cmp::Ordering::Greater => self.scale * self.scatter[(i, j)],
-        });
+        let mut factor = self.lower();
         let scratch = llt::factor::cholesky_in_place_scratch::<f64>(features, Par::Seq, Default::default());
         let mut memory = MemBuffer::new(scratch);
         let stack = MemStack::new(&mut memory);
@@ -458,25 +469,22 @@ impl Covariance<'_> {
         factored.is_ok()
     }
 
-    /// By the eigenvectors, which are those of the scatter. An eigenvalue counts as zero where it may
+    /// The matrix, its upper triangle 0.
+    fn lower(&self) -> Mat<f64> {
+        let features = self.scatter.ncols();
+        Mat::from_fn(features, features, |i, j| match i.cmp(&j) {
+            Ordering::Less => 0.0,
+            Ordering::Equal => self.scale * self.scatter[(i, j)] + self.ridge[i],
+            Ordering::Greater => self.scale * self.scatter[(i, j)],
+        })
+    }
+
+    /// By the eigenvectors. An eigenvalue counts as zero where it may
     /// be what rounding has left of the largest one, in the sum over a block or in the solver.
     fn solve_semidefinite(&self, mut columns: MatMut<'_, f64>) -> Result<()> {
         let features = self.scatter.ncols();
-        let (mut values, mut vectors) = (Diag::<f64>::zeros(features), Mat::<f64>::zeros(features, features));
-        let scratch =
-            evd::self_adjoint_evd_scratch::<f64>(features, ComputeEigenvectors::Yes, Par::Seq, Default::default());
-        evd::self_adjoint_evd(
-            self.scatter,
-            values.as_mut(),
-            Some(vectors.as_mut()),
-            Par::Seq,
-            MemStack::new(&mut MemBuffer::new(scratch)),
-            Default::default(),
-        )
-        .map_err(|_| exec_datafusion_err!("{NAME}: the eigenvalues of the covariance do not converge"))?;
-
-        let eigenvalue = |value: &f64| self.scale * value + self.ridge;
-        let values: Vec<f64> = values.column_vector().iter().map(eigenvalue).collect();
+        let (values, vectors) = eigen::of_symmetric(self.lower().as_ref())
+            .ok_or_else(|| exec_datafusion_err!("{NAME}: the eigenvalues of the covariance do not converge"))?;
         let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(*value));
         let zero = largest * f64::EPSILON * features.max(BLOCK_ROWS) as f64;
 

@@ -17,10 +17,10 @@ use super::{
     LOGISTIC, LinearModel, check_label_count, check_labels, coerce_fit, correct, labelled_rows, model_type, no_model,
 };
 use crate::ml::arguments::{aggregate_constant, signature};
-use crate::ml::fit::refuse_distinct;
+use crate::ml::fit::{if_large, refuse_distinct};
 use crate::ml::labels::{Label, LabelColumn, LabelType, label_array};
 use crate::ml::sliding::Sliding;
-use crate::ml::state::{self, elements, list, list_type};
+use crate::ml::state::{self, elements, list, list_type, total};
 use crate::ml::vectors::{VectorColumn, element_type};
 
 const NAME: &str = "logistic_fit";
@@ -115,6 +115,7 @@ impl AggregateUDFImpl for LogisticFit {
             ("labels", list_type(label_type.data_type())),
             ("rows", list_type(element.clone())),
             ("row_labels", list_type(DataType::UInt32)),
+            ("ignored", DataType::UInt64),
         ];
         Ok(state::state_fields(&args, fields))
     }
@@ -152,6 +153,8 @@ struct LogisticAccumulator {
     /// The bytes of the labels' text.
     text: usize,
     rows: Rows,
+    /// Rows without a vector or a label.
+    ignored: u64,
 }
 
 impl LogisticAccumulator {
@@ -164,6 +167,7 @@ impl LogisticAccumulator {
             labels: BTreeMap::new(),
             text: 0,
             rows: Rows::try_new(element)?,
+            ignored: 0,
         })
     }
 
@@ -211,10 +215,11 @@ impl LogisticAccumulator {
 
 impl Accumulator for LogisticAccumulator {
     fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
-        labelled_rows(NAME, values, |vector, label| {
+        self.ignored += labelled_rows(NAME, values, |vector, label| {
             let label = self.number(label)?;
             self.rows.push(NAME, vector, label)
-        })
+        })?;
+        Ok(())
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
@@ -226,13 +231,15 @@ impl Accumulator for LogisticAccumulator {
             list(label_array(self.label_type, labels.keys().map(Some))),
             list(rows),
             list(row_labels),
+            ScalarValue::UInt64(Some(std::mem::take(&mut self.ignored))),
         ])
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
-        let [labels, rows, row_labels] = states else {
-            return internal_err!("expected 3 columns of state, found {}", states.len());
+        let [labels, rows, row_labels, ignored] = states else {
+            return internal_err!("expected 4 columns of state, found {}", states.len());
         };
+        self.ignored += total(ignored)?;
         let vectors = VectorColumn::try_new(NAME, rows.as_ref())?;
         for i in 0..vectors.len() {
             let Some(rows) = vectors.get(i)? else { continue };
@@ -258,7 +265,7 @@ impl Accumulator for LogisticAccumulator {
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
         if self.rows.len() == 0 {
-            return no_model(self.label_type);
+            return no_model(NAME, self.label_type, self.ignored);
         }
         self.sort_labels();
         let label_counts = self.rows.label_counts(self.labels.len());
@@ -285,12 +292,11 @@ impl Accumulator for LogisticAccumulator {
         // The nodes of the map are at least half full.
         let labels = 2 * self.labels.len() * size_of::<(Label, u32)>() + self.text;
         // A pool is asked for what the model will take as well: when it is made, it is too late to ask.
-        // Not for each of many small groups: their models are made one after another.
-        let many = self.rows.len() > BLOCK_ROWS;
-        let workspace = if many {
-            multinomial::workspace(&self.rows, self.labels.len())
+        let workspace = multinomial::workspace(&self.rows, self.labels.len());
+        let workspace = if self.rows.len() > BLOCK_ROWS {
+            workspace
         } else {
-            0
+            if_large(workspace)
         };
         size_of_val(self) + labels + self.rows.allocated() + workspace
     }
@@ -313,6 +319,7 @@ mod tests {
             labels: BTreeMap::new(),
             text: 0,
             rows: Rows::try_new(&DataType::Float32).unwrap(),
+            ignored: 0,
         }
     }
 

@@ -32,6 +32,9 @@ pub(super) use logistic::LogisticFit;
 /// The most labels that a classifier tells apart.
 const MAX_LABELS: usize = 65_536;
 
+/// The rows whose scores [`correct`] holds at once.
+const CORRECT_ROWS: usize = 256;
+
 /// `kind` of a model of `lda_fit`.
 const LDA: &str = "lda";
 
@@ -116,7 +119,13 @@ impl LinearModel<'_> {
 }
 
 /// The model of no rows, NULL.
-fn no_model(label_type: LabelType) -> Result<ScalarValue> {
+///
+/// # Errors
+/// Where there were rows, all of which were ignored.
+fn no_model(function: &str, label_type: LabelType, ignored: u64) -> Result<ScalarValue> {
+    if ignored > 0 {
+        return exec_err!("{function}: none of {ignored} rows has both a vector and a label: there is nothing to fit");
+    }
     ScalarValue::try_from(&kind(label_type).data_type())
 }
 
@@ -146,24 +155,25 @@ fn model_type(function: &str, arg_types: &[DataType]) -> Result<DataType> {
     }
 }
 
-/// Calls `push` for each row that has a vector and a label.
+/// Calls `push` for each row that has a vector and a label; how many have not.
 fn labelled_rows(
     function: &str,
     values: &[ArrayRef],
     mut push: impl FnMut(Vector<'_>, Label) -> Result<()>,
-) -> Result<()> {
+) -> Result<u64> {
     let [vectors, labels, ..] = values else {
         return internal_err!("{function} got no vectors and labels");
     };
     let vectors = VectorColumn::try_new(function, vectors.as_ref())?;
     let labels = LabelColumn::try_new(labels.as_ref())?;
+    let mut ignored = 0;
     for i in 0..vectors.len() {
-        let Some(label) = labels.get(i) else { continue };
-        if let Some(vector) = vectors.get(i)? {
-            push(vector, label)?;
+        match (vectors.get(i)?, labels.get(i)) {
+            (Some(vector), Some(label)) => push(vector, label)?,
+            _ => ignored += 1,
         }
     }
-    Ok(())
+    Ok(ignored)
 }
 
 /// Checks that there is something to tell apart; the labels are in their order.
@@ -171,7 +181,8 @@ fn check_labels<'a>(function: &str, counts: impl IntoIterator<Item = (&'a Label,
     let counts: Vec<_> = counts.into_iter().collect();
     if let [(label, count)] = counts.as_slice() {
         return exec_err!(
-            "{function}: all {count} vectors have the label {label}: a classifier needs at least two labels to tell apart"
+            "{function}: all {count} vectors of the fit, or of a group of it, have the label {label}: a classifier \
+             needs at least two labels to tell apart"
         );
     }
     if let Some((label, _)) = counts.iter().find(|(_, count)| *count == 1) {
@@ -193,26 +204,27 @@ fn check_label_count(function: &str, count: usize) -> Result<()> {
 
 /// How many rows, row-major, have the label with the highest score.
 fn correct(coefficients: &[f64], intercepts: &[f64], features: usize, rows: &[f64], labels: &[usize]) -> u64 {
-    if labels.is_empty() {
-        return 0;
+    let mut scores = vec![];
+    let mut sum = 0;
+    for (rows, labels) in rows.chunks(CORRECT_ROWS * features).zip(labels.chunks(CORRECT_ROWS)) {
+        scores.resize(labels.len() * intercepts.len(), 0.0);
+        matmul(
+            MatMut::from_row_major_slice_mut(&mut scores, labels.len(), intercepts.len()),
+            Accum::Replace,
+            MatRef::from_row_major_slice(rows, labels.len(), features),
+            MatRef::from_row_major_slice(coefficients, intercepts.len(), features).transpose(),
+            1.0,
+            Par::Seq,
+        );
+        for (scores, label) in scores.chunks_exact_mut(intercepts.len()).zip(labels) {
+            scores
+                .iter_mut()
+                .zip(intercepts)
+                .for_each(|(score, intercept)| *score += intercept);
+            sum += u64::from(best(scores) == *label);
+        }
     }
-    let mut scores = vec![0.0; labels.len() * intercepts.len()];
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut scores, labels.len(), intercepts.len()),
-        Accum::Replace,
-        MatRef::from_row_major_slice(rows, labels.len(), features),
-        MatRef::from_row_major_slice(coefficients, intercepts.len(), features).transpose(),
-        1.0,
-        Par::Seq,
-    );
-    let correct = |(scores, label): (&mut [f64], &usize)| {
-        scores
-            .iter_mut()
-            .zip(intercepts)
-            .for_each(|(score, intercept)| *score += intercept);
-        u64::from(best(scores) == *label)
-    };
-    scores.chunks_exact_mut(intercepts.len()).zip(labels).map(correct).sum()
+    sum
 }
 
 /// Where the highest score is, the first of equals.

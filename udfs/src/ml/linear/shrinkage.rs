@@ -1,7 +1,10 @@
 //! Shrinkage: how far a covariance is moved towards one that is the same in all directions.
 //!
 //! The covariance of few rows of many features is singular, and its small eigenvalues are too small.
-//! With `S` the covariance and `p` the features, the shrunk one is `(1 - s) S + s tr(S)/p I`.
+//! With `S` the covariance and `p` the features, the shrunk one is `(1 - s) S + s tr(S)/p I`, as in
+//! scikit-learn. Where `s` is automatic, that is done for features scaled to unit variance, as
+//! scikit-learn does then, or features in small units would not count: with `D` the diagonal of `S`, the
+//! shrunk covariance is `(1 - s) S + s D`.
 //!
 //! The automatic `s` is that of Chen, Y., Wiesel, A., Eldar, Y. C., Hero, A. O. (2010), "Shrinkage
 //! Algorithms for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 58 (10),
@@ -52,32 +55,42 @@ impl Shrinkage {
         plan_err!("{function}: the shrinkage is 'auto' or a number from 0 to 1, not {found}")
     }
 
-    /// The shrinkage of a covariance that was estimated from `rows` rows; of the matrix, p x p and
-    /// known up to a factor, the lower triangle is read.
-    pub(super) fn amount(self, covariance: MatRef<'_, f64>, rows: u64) -> f64 {
+    /// The shrinkage of a covariance that was estimated from `rows` rows, and what is added to its
+    /// diagonal when the rest is multiplied by 1 less that. Of the covariance, p x p, times `rows`, the
+    /// lower triangle is read; `variance` is that of a feature on average.
+    pub(super) fn of(self, scatter: MatRef<'_, f64>, rows: u64, variance: f64) -> (f64, Vec<f64>) {
         match self {
-            Self::Auto => rao_blackwell(covariance, rows as f64),
-            Self::Fixed(s) => s,
+            Self::Fixed(s) => (s, vec![s * variance; scatter.ncols()]),
+            Self::Auto => {
+                // A feature that is constant within the labels has no unit of its own: it gets the others'.
+                let of_feature = |j: usize| match scatter[(j, j)] / rows as f64 {
+                    own if own > 0.0 => own,
+                    _ => variance,
+                };
+                let variances: Vec<f64> = (0..scatter.ncols()).map(of_feature).collect();
+                let deviations = variances.iter().map(|variance| (variance * rows as f64).sqrt());
+                let s = rao_blackwell(scatter, &deviations.collect::<Vec<_>>(), rows as f64);
+                (s, variances.into_iter().map(|variance| s * variance).collect())
+            }
         }
     }
 }
 
-/// `min(1, ((n - 2)/n tr(S²) + tr(S)²) / ((n + 2) (tr(S²) - tr(S)²/p)))`, for `S` scaled to the trace
-/// `p`: no square can be too large.
-fn rao_blackwell(covariance: MatRef<'_, f64>, n: f64) -> f64 {
-    let features = covariance.ncols();
-    let p = features as f64;
-    let mean = (0..features).map(|j| covariance[(j, j)]).sum::<f64>() / p;
-    let square = |x: &f64| (x / mean).powi(2);
+/// `min(1, ((n - 2)/n tr(R²) + tr(R)²) / ((n + 2) (tr(R²) - tr(R)²/p)))` of the correlations `R`: the
+/// scatter, scaled by the features' deviations.
+fn rao_blackwell(scatter: MatRef<'_, f64>, deviations: &[f64], n: f64) -> f64 {
+    let p = deviations.len() as f64;
+    let correlation = |i: usize, j: usize| scatter[(i, j)] / deviations[i] / deviations[j];
     let column = |j: usize| {
-        let below: f64 = covariance.col(j).iter().skip(j + 1).map(square).sum();
-        square(&covariance[(j, j)]) + 2.0 * below
+        let below: f64 = (j + 1..deviations.len()).map(|i| correlation(i, j).powi(2)).sum();
+        correlation(j, j).powi(2) + 2.0 * below
     };
-    let of_square: f64 = (0..features).map(column).sum();
-    let spread = (n + 2.0) * (of_square - p);
+    let of_square: f64 = (0..deviations.len()).map(column).sum();
+    let trace: f64 = (0..deviations.len()).map(|j| correlation(j, j)).sum();
+    let spread = (n + 2.0) * (of_square - trace * trace / p);
     // Without any spread of the eigenvalues, or any variance, there is nothing to keep.
     if spread > 0.0 {
-        (((n - 2.0) / n * of_square + p * p) / spread).min(1.0)
+        (((n - 2.0) / n * of_square + trace * trace) / spread).min(1.0)
     } else {
         1.0
     }
@@ -96,17 +109,29 @@ mod tests {
     }
 
     #[test]
-    fn the_automatic_amount_is_the_formula() {
+    fn the_automatic_amount_is_the_formula_whatever_the_units() {
         for (rows, matrix, expected) in [
-            (10, lower(&[&[4e200], &[0.0, 1e200], &[0.0, 0.0, 1e200]]), 0.7),
             (30, lower(&[&[2.0], &[1.0, 2.0]]), 19.0 / 48.0),
+            (30, lower(&[&[2e200], &[1e100, 2.0]]), 19.0 / 48.0),
             (5, lower(&[&[2.0], &[1.0, 2.0]]), 1.0),
+            (10, lower(&[&[4.0], &[0.0, 1.0]]), 1.0),
             (10, lower(&[&[3.0]]), 1.0),
             (10, lower(&[&[0.0], &[0.0, 0.0]]), 1.0),
         ] {
-            let found = Shrinkage::Auto.amount(matrix.as_ref(), rows);
+            let (found, ridge) = Shrinkage::Auto.of(matrix.as_ref(), rows, 0.5);
             assert!((found - expected).abs() < 1e-14, "{found} is not {expected}");
+            for (j, ridge) in ridge.into_iter().enumerate() {
+                let variance = matrix[(j, j)] / rows as f64;
+                let variance = if variance > 0.0 { variance } else { 0.5 };
+                assert!((ridge / (expected * variance) - 1.0).abs() < 1e-14, "{ridge}");
+            }
         }
+    }
+
+    #[test]
+    fn a_given_amount_is_of_the_mean_variance() {
+        let matrix = lower(&[&[2.0], &[1.0, 2.0]]);
+        assert_eq!(Shrinkage::Fixed(0.5).of(matrix.as_ref(), 4, 3.0), (0.5, vec![1.5, 1.5]));
     }
 
     #[test]

@@ -2,30 +2,31 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, Int32Array, Int64Array, Int64Builder, ListArray, StructArray, UInt64Array,
-};
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Builder, ListArray, StructArray, UInt64Array};
+use arrow::buffer::NullBuffer;
 use arrow::compute::take;
-use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow::datatypes::{DataType, FieldRef, Float64Type, Int64Type};
 use datafusion::common::utils::take_function_args;
-use datafusion::common::{exec_err, internal_err, plan_err};
+use datafusion::common::{ScalarValue, exec_err, internal_err, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, Documentation, ScalarFunctionArgs, ScalarUDFImpl, Signature};
 use datafusion_macros::user_doc;
 
 use super::KIND;
 use super::fit::enough;
+use super::project::Basis;
 use crate::ml::arguments::signature;
+use crate::ml::model::Models;
+use crate::ml::vectors::offsets;
 
 /// `pca_truncate(model, k)`
 #[user_doc(
     doc_section(label = "Statistics"),
-    description = "The model of `pca_fit` with its first k components alone: what `pca_fit(vector, k)` had returned. \
-                   One fit serves to try several k.",
+    description = "The model of `pca_fit` with its first k components alone. Where the method is 'exact', that is \
+                   what `pca_fit(vector, k)` returns: one fit serves to try several k.",
     syntax_example = "pca_truncate(model, k)",
     sql_example = r#"```sql
-SELECT cardinality(pca_truncate(model, 1)['components']) AS components
+SELECT array_length(pca_truncate(model, 1)['components']) AS components
 FROM (SELECT pca_fit(v) AS model FROM (VALUES ([1.0, 2.0]), ([2.0, 4.0]), ([3.0, 7.0])) AS t(v));
 ```"#,
     argument(name = "model", description = "What `pca_fit` returned."),
@@ -70,51 +71,40 @@ impl ScalarUDFImpl for PcaTruncate {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let [model, k] = take_function_args(self.name(), &args.args)?;
-        let models = KIND.read(self.name(), model, args.number_rows)?;
-        let k = k.to_array(args.number_rows)?;
-        let k = k.as_primitive::<Int64Type>();
-
-        let mut lengths = Vec::with_capacity(args.number_rows);
-        for (i, row) in models.sources().enumerate() {
-            let length = match k.is_valid(i) && !models.is_null(row) {
-                true => {
-                    let have = models.vector(row, "explained_variance")?.len();
-                    match usize::try_from(k.value(i)) {
-                        Ok(k @ 1..) if k <= have => Some(k),
-                        _ => {
-                            return exec_err!(
-                                "pca_truncate: the model has {have} components: k is from 1 to {have}, not {}",
-                                k.value(i)
-                            );
-                        }
+        by_row(&args, |rows| {
+            let models = KIND.read(self.name(), model, rows)?;
+            let k = k.to_array(rows)?;
+            let k = k.as_primitive::<Int64Type>();
+            let mut kept = Vec::with_capacity(rows);
+            for (i, row) in models.sources().enumerate() {
+                if k.is_null(i) || models.is_null(row) {
+                    kept.push(None);
+                    continue;
+                }
+                let have = components(&models, row)?;
+                match usize::try_from(k.value(i)) {
+                    Ok(k @ 1..) if k <= have => kept.push(Some((row, k))),
+                    _ => {
+                        return exec_err!(
+                            "pca_truncate: the model has {have} components: k is from 1 to {have}, not {}",
+                            k.value(i)
+                        );
                     }
                 }
-                false => None,
-            };
-            lengths.push(length);
-        }
-        // Row i of the result is of the model of row i, or of the only one.
-        let sources = models.sources().zip(&lengths);
-        let sources: UInt64Array = sources.map(|(row, length)| length.map(|_| row as u64)).collect();
-        let column = |field: &str| -> Result<ArrayRef> {
-            let column = take(models.column(field)?, &sources, None)?;
-            match field {
-                "components" | "explained_variance" | "explained_variance_ratio" | "singular_values" => {
-                    first(column.as_list(), &lengths)
-                }
-                _ => Ok(column),
             }
-        };
-        let DataType::Struct(fields) = KIND.data_type() else {
-            return internal_err!("a model is a struct");
-        };
-        let columns = fields.iter().map(|field| column(field.name())).collect::<Result<_>>()?;
-        let nulls = lengths.iter().map(Option::is_some).collect::<Vec<_>>().into();
-        Ok(ColumnarValue::Array(Arc::new(StructArray::try_new(
-            fields,
-            columns,
-            Some(nulls),
-        )?)))
+            let sources: UInt64Array = kept.iter().map(|kept| kept.map(|(row, _)| row as u64)).collect();
+            let column = |field: &FieldRef| match field.name().as_str() {
+                name @ ("components" | "explained_variance" | "explained_variance_ratio" | "singular_values") => {
+                    first(models.list(name)?, &kept)
+                }
+                name => Ok(take(models.column(name)?, &sources, None)?),
+            };
+            let DataType::Struct(fields) = KIND.data_type() else {
+                return internal_err!("a model is a struct");
+            };
+            let columns = fields.iter().map(column).collect::<Result<_>>()?;
+            Ok(Arc::new(StructArray::try_new(fields, columns, Some(valid(&kept)))?))
+        })
     }
 
     fn documentation(&self) -> Option<&Documentation> {
@@ -122,26 +112,47 @@ impl ScalarUDFImpl for PcaTruncate {
     }
 }
 
-/// The first `lengths[i]` elements of each list, none where that is `None`.
-fn first(lists: &ListArray, lengths: &[Option<usize>]) -> Result<ArrayRef> {
-    let starts = lists.value_offsets();
-    let kept = lengths.iter().zip(starts).zip(&starts[1..]);
-    let ranges = kept.map(|((length, start), end)| *start..end.min(&(start + length.unwrap_or(0) as i32)).to_owned());
-    let indexes: Int32Array = ranges.clone().flatten().map(Some).collect();
-    let mut offsets = vec![0];
-    let mut end = 0;
-    for range in ranges {
-        end += range.end - range.start;
-        offsets.push(end);
+/// Calls `array` for the rows of a call, or once where all arguments are constants: a model is large.
+fn by_row(args: &ScalarFunctionArgs, array: impl FnOnce(usize) -> Result<ArrayRef>) -> Result<ColumnarValue> {
+    let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
+    if constant {
+        return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array(1)?, 0)?));
     }
+    Ok(ColumnarValue::Array(array(args.number_rows)?))
+}
+
+/// How many components the model in `row` has.
+fn components(models: &Models<'_>, row: usize) -> Result<usize> {
+    let count = Basis::read(models, row)?.components.nrows();
+    for field in ["explained_variance", "explained_variance_ratio", "singular_values"] {
+        if models.vector(row, field)?.len() != count {
+            return Err(models.broken(field));
+        }
+    }
+    Ok(count)
+}
+
+fn valid<T>(kept: &[Option<T>]) -> NullBuffer {
+    kept.iter().map(Option::is_some).collect()
+}
+
+/// Of each list in a row that is kept its first elements; NULL where none is.
+fn first(lists: &ListArray, kept: &[Option<(usize, usize)>]) -> Result<ArrayRef> {
+    let starts = lists.value_offsets();
+    let ranges = kept.iter().flatten().map(|(row, k)| {
+        let start = starts[*row] as u64;
+        start..start + *k as u64
+    });
+    let indexes: UInt64Array = ranges.flatten().map(Some).collect();
+    let lengths = kept.iter().map(|kept| kept.map_or(0, |(_, k)| k));
     let DataType::List(field) = lists.data_type() else {
         return internal_err!("expected lists, found {}", lists.data_type());
     };
     Ok(Arc::new(ListArray::try_new(
         Arc::clone(field),
-        OffsetBuffer::new(ScalarBuffer::from(offsets)),
+        offsets(lengths)?,
         take(lists.values(), &indexes, None)?,
-        Some(lengths.iter().map(Option::is_some).collect::<Vec<_>>().into()),
+        Some(valid(kept)),
     )?))
 }
 
@@ -194,34 +205,38 @@ impl ScalarUDFImpl for PcaComponentsFor {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let [model, share] = take_function_args(self.name(), &args.args)?;
-        let models = KIND.read(self.name(), model, args.number_rows)?;
-        let share = share.to_array(args.number_rows)?;
-        let share = share.as_primitive::<Float64Type>();
-        let mut counts = Int64Builder::with_capacity(args.number_rows);
-        for (i, row) in models.sources().enumerate() {
-            if share.is_null(i) || models.is_null(row) {
-                counts.append_null();
-                continue;
-            }
-            let wanted = share.value(i);
-            if !(wanted > 0.0 && wanted <= 1.0) {
-                return exec_err!("pca_components_for: the share is above 0.0 and up to 1.0, not {wanted:?}");
-            }
-            let ratios = models.vector(row, "explained_variance_ratio")?;
-            match enough(ratios.iter().copied(), wanted) {
-                Some(count) => counts.append_value(count as i64),
-                None => {
-                    return exec_err!(
-                        "pca_components_for: the {} components of the model explain {:.4} of the variance, not \
-                         {wanted:?}: fit more of them",
-                        ratios.len(),
-                        ratios.iter().sum::<f64>()
-                    );
+        by_row(&args, |rows| {
+            let models = KIND.read(self.name(), model, rows)?;
+            let share = share.to_array(rows)?;
+            let share = share.as_primitive::<Float64Type>();
+            let mut counts = Int64Builder::with_capacity(rows);
+            for (i, row) in models.sources().enumerate() {
+                if share.is_null(i) || models.is_null(row) {
+                    counts.append_null();
+                    continue;
+                }
+                let wanted = share.value(i);
+                if !(wanted > 0.0 && wanted <= 1.0) {
+                    return exec_err!("pca_components_for: the share is above 0.0 and up to 1.0, not {wanted:?}");
+                }
+                let have = components(&models, row)?;
+                let ratios = models.vector(row, "explained_variance_ratio")?;
+                // Without any variance, any component explains all there is.
+                let constant = ratios.iter().all(|ratio| *ratio == 0.0);
+                match enough(ratios.iter().copied(), wanted) {
+                    Some(count) => counts.append_value(count as i64),
+                    None if constant => counts.append_value(1),
+                    None => {
+                        return exec_err!(
+                            "pca_components_for: the {have} components of the model explain {:.4} of the variance, \
+                             not {wanted:?}: fit more of them",
+                            ratios.iter().sum::<f64>()
+                        );
+                    }
                 }
             }
-        }
-        let counts: Int64Array = counts.finish();
-        Ok(ColumnarValue::Array(Arc::new(counts)))
+            Ok(Arc::new(counts.finish()))
+        })
     }
 
     fn documentation(&self) -> Option<&Documentation> {

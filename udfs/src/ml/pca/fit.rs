@@ -167,6 +167,8 @@ impl Pca {
         match self.components {
             Components::All => most,
             Components::Count(k) => k,
+            // Without any variance, any component explains all there is.
+            Components::Share(_) if total == 0.0 => 1,
             Components::Share(share) => enough(values.iter().map(|value| value / total), share).unwrap_or(most),
         }
     }

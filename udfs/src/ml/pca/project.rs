@@ -151,14 +151,18 @@ fn projected_type(function: &str, arg_types: &[DataType]) -> Result<DataType> {
 }
 
 /// What a projection needs of a model.
-struct Basis<'a> {
+pub(super) struct Basis<'a> {
     mean: &'a [f64],
     /// k x d
-    components: MatRef<'a, f64>,
+    pub(super) components: MatRef<'a, f64>,
 }
 
 impl<'a> Basis<'a> {
-    fn read(models: &'a Models<'_>, row: usize) -> Result<Self> {
+    /// Reads and checks the model in `row`.
+    ///
+    /// # Errors
+    /// Where it is not as `pca_fit` made it, or a newer version did.
+    pub(super) fn read(models: &'a Models<'_>, row: usize) -> Result<Self> {
         models.word(row, "method", &[EXACT, INCREMENTAL])?;
         let mean = models.vector(row, "mean")?;
         let components = models.matrix(row, "components", mean.len())?;

@@ -2,8 +2,10 @@
 //!
 //! DataFusion's file sinks end their files when their input ends, and an input that fails ends like any
 //! other: a query that breaks at its thousandth image leaves a valid file of 999 rows in the place of
-//! the good one. [`AllOrNothing`] holds the failed input open instead and drops the writers, which
-//! aborts their uploads.
+//! the good one. [`AllOrNothing`] holds the failed input open instead, closes the [`gate`] that stands
+//! before the object stores, and drops the writers, which aborts their uploads.
+
+mod gate;
 
 use std::fmt;
 use std::future::pending;
@@ -21,6 +23,7 @@ use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 use futures::StreamExt;
+use gate::Gate;
 use tokio::sync::oneshot;
 
 /// Makes every sink of a plan write all or nothing.
@@ -68,11 +71,18 @@ impl DataSink for GuardedSink {
 
     async fn write_all(&self, data: SendableRecordBatchStream, context: &Arc<TaskContext>) -> Result<u64> {
         let (failed, failure) = oneshot::channel();
-        let data = held_at_error(data, failed);
+        let gate = Gate::default();
+        let context = gate.context(context)?;
+        let written = self
+            .0
+            .sink()
+            .write_all(held_at_error(data, failed, gate.clone()), &context);
+        // Dropped before `written` is, also where the query is given up.
+        let _closing = gate.closing();
         tokio::select! {
             biased;
             Ok(error) = failure => Err(error),
-            written = self.0.sink().write_all(data, context) => written,
+            written = written => written,
         }
     }
 }
@@ -83,15 +93,19 @@ impl DisplayAs for GuardedSink {
     }
 }
 
-/// `data`, but the first error goes to `failed`, and the stream never goes on.
+/// `data`, but the first error closes the gate and goes to `failed`, and the stream never goes on.
 fn held_at_error(
     data: SendableRecordBatchStream,
     failed: oneshot::Sender<DataFusionError>,
+    gate: Gate,
 ) -> SendableRecordBatchStream {
     let schema = data.schema();
     let mut failed = Some(failed);
     let held = data.then(move |batch| {
         let failed = if batch.is_err() { failed.take() } else { None };
+        if batch.is_err() {
+            gate.close();
+        }
         async move {
             match (batch, failed) {
                 (Err(error), Some(failed)) => {

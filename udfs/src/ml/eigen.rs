@@ -1,0 +1,47 @@
+//! Decompositions by faer, on one thread: with more, its last digits depend on how many there are, and two
+//! machines would not agree.
+
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{self, ComputeEigenvectors};
+use faer::linalg::svd::{self, ComputeSvdVectors};
+use faer::{Mat, MatRef, Par};
+
+/// The eigenvalues of a symmetric matrix, of which the lower triangle is read, from the smallest up,
+/// and the eigenvectors in columns. `None` where they do not converge.
+pub(super) fn of_symmetric(matrix: MatRef<'_, f64>) -> Option<(Vec<f64>, Mat<f64>)> {
+    let size = matrix.ncols();
+    let (mut values, mut vectors) = (Diag::<f64>::zeros(size), Mat::<f64>::zeros(size, size));
+    let scratch = evd::self_adjoint_evd_scratch::<f64>(size, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    evd::self_adjoint_evd(
+        matrix,
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .ok()?;
+    Some((values.column_vector().iter().copied().collect(), vectors))
+}
+
+/// The singular values of a matrix, from the largest down, and the left singular vectors in columns, as
+/// many. `None` where they do not converge.
+pub(super) fn left_singular(matrix: MatRef<'_, f64>) -> Option<(Vec<f64>, Mat<f64>)> {
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let size = rows.min(columns);
+    let (mut values, mut vectors) = (Diag::<f64>::zeros(size), Mat::<f64>::zeros(rows, size));
+    let (left, right) = (ComputeSvdVectors::Thin, ComputeSvdVectors::No);
+    let scratch = svd::svd_scratch::<f64>(rows, columns, left, right, Par::Seq, Default::default());
+    svd::svd(
+        matrix,
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        None,
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .ok()?;
+    Some((values.column_vector().iter().copied().collect(), vectors))
+}
