@@ -59,7 +59,12 @@ fn texts(labels: &ArrayRef) -> Vec<String> {
 
 /// What the model of a fit says of each row, in the order of the rows and of the labels.
 async fn probabilities(session: &SessionContext, fit: &str) -> Vec<f64> {
-    let sql = format!("SELECT classify_proba(v, (SELECT {fit} FROM t)) FROM t ORDER BY id");
+    probabilities_in(session, "t", fit).await
+}
+
+/// The same of another table.
+async fn probabilities_in(session: &SessionContext, table: &str, fit: &str) -> Vec<f64> {
+    let sql = format!("SELECT classify_proba(v, (SELECT {fit} FROM {table})) FROM {table} ORDER BY id");
     let rows = column(session, &sql).await;
     let mut all = vec![];
     for row in rows.as_list::<i32>().iter() {
@@ -178,6 +183,28 @@ async fn an_offset_changes_nothing() {
             let expected: Matrix = common::matrix(&reference["probabilities"]);
             let found = probabilities(&session, &fit).await;
             assert_close(&format!("{name}: {fit}"), &found, &expected.concat(), 1e-6, 1.0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn units_change_nothing_where_the_shrinkage_is_automatic() {
+    for name in CASES {
+        let case = load(name);
+        let session = case.session(2, false);
+        let expected = probabilities(&session, "lda_fit(v, label)").await;
+        // From 1e-6 to 1e6, in either direction.
+        for step in [3, -3] {
+            let scaled = |j: usize| format!("l[{}] * 1e{}", j + 1, step * (j as i32 % 5 - 2));
+            let scaled: Vec<String> = (0..case.vectors()[0].len()).map(scaled).collect();
+            let sql = format!(
+                "CREATE OR REPLACE TABLE scaled AS SELECT id, label, [{}] AS v \
+                 FROM (SELECT id, label, arrow_cast(v, 'List(Float64)') AS l FROM t)",
+                scaled.join(", ")
+            );
+            common::run(&session, &sql).await;
+            let found = probabilities_in(&session, "scaled", "lda_fit(v, label, 'auto')").await;
+            assert_close(name, &found, &expected, 1e-8, 1.0);
         }
     }
 }

@@ -8,6 +8,7 @@ mod common;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float32Array, Int64Array, RecordBatch};
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 use common::{Case, assert_close, column, failure, largest, numbers, query_numbers, run, value};
 use datafusion::datasource::MemTable;
@@ -65,12 +66,39 @@ async fn a_group_without_rows_has_no_model() {
         let alone = value(&session, &format!("SELECT {fit} FROM t WHERE id % 3 = 1")).await;
         assert_same_model(fit, &grouped.slice(1, 1), &alone);
 
-        for (columns, nothing) in [
-            ("arrow_cast(NULL, 'List(Float64)') AS v, label", true),
-            ("v, NULL::boolean AS label", fit.contains("label")),
-        ] {
-            let model = value(&session, &format!("SELECT {fit} FROM (SELECT {columns} FROM t)")).await;
-            assert_eq!(model.is_null(0), nothing, "{fit} of {columns}");
+        let model = value(&session, &format!("SELECT {fit} FROM t WHERE id < 0")).await;
+        assert!(model.is_null(0), "{fit}");
+    }
+}
+
+#[tokio::test]
+async fn rows_without_a_vector_or_a_label_are_nothing_to_fit() {
+    for partitions in [1, 4] {
+        let session = Case::load("classifiers/booleans").session(partitions, false);
+        for (fit, _) in FITS {
+            let labelled = fit.contains("label");
+            let told = |rows: usize| match labelled {
+                true => format!("_fit: none of {rows} rows has both a vector and a label: there is nothing to fit"),
+                false => format!("_fit: all {rows} vectors of the fit, or of a group of it, are NULL or empty"),
+            };
+            for (columns, nothing) in [
+                ("arrow_cast(NULL, 'List(Float64)') AS v, label", true),
+                ("arrow_cast(make_array(), 'List(Float64)') AS v, label", true),
+                ("v, NULL::boolean AS label", labelled),
+            ] {
+                let sql = format!("SELECT {fit} FROM (SELECT {columns} FROM t)");
+                if nothing {
+                    let message = failure(&session, &sql).await;
+                    assert!(message.contains(&told(80)), "{fit} of {columns}: {message}");
+                } else {
+                    assert!(value(&session, &sql).await.is_valid(0), "{fit} of {columns}");
+                }
+            }
+            // One such group is enough.
+            let known = "CASE WHEN id < 60 THEN arrow_cast(v, 'List(Float64)') END AS v";
+            let sql = format!("SELECT {fit} FROM (SELECT id, label, {known} FROM t) GROUP BY id < 60");
+            let message = failure(&session, &sql).await;
+            assert!(message.contains(&told(20)), "{fit}: {message}");
         }
     }
 }
@@ -130,14 +158,13 @@ async fn models_come_back_from_files_as_they_were() {
                 )
                 .await;
                 let saved = value(&session, "SELECT model FROM saved").await;
-                for field in model.as_struct().fields() {
-                    let values = |of: &ArrayRef| numbers(of.as_struct().column_by_name(field.name()).unwrap());
-                    assert_eq!(
-                        values(&saved),
-                        values(&model),
-                        "{} of {fit} from {format}",
-                        field.name()
-                    );
+                for (field, expected) in model.as_struct().fields().iter().zip(model.as_struct().columns()) {
+                    let what = format!("{} of {fit} from {format}", field.name());
+                    let found = saved.as_struct().column_by_name(field.name()).unwrap();
+                    let found = cast(found, expected.data_type()).unwrap();
+                    let bits = |of: &ArrayRef| numbers(of).into_iter().map(f64::to_bits).collect::<Vec<_>>();
+                    assert_eq!(bits(&found), bits(expected), "{what}");
+                    assert_eq!(&found, expected, "{what}");
                 }
                 for function in functions {
                     let apply = |table: &str| format!("SELECT {function} FROM t CROSS JOIN {table} ORDER BY id");
@@ -182,26 +209,52 @@ async fn many_small_groups_need_no_matrix_each() {
     assert_eq!(query_numbers(&session, &sql).await, [5000.0, 2.0, 2.0, 5000.0 * 512.0]);
 }
 
-/// A session with this memory, and a table `wide` of 4 partitions of 600 rows of 2,048 features.
-fn narrow_session(memory: usize) -> SessionContext {
-    const FEATURES: usize = 2048;
+/// The rows of a table `wide`, 100 to a batch.
+#[derive(Clone, Copy)]
+struct Wide {
+    features: usize,
+    labels: usize,
+    partitions: usize,
+    batches: usize,
+}
+
+/// 4 partitions of 600 rows.
+const MANY_ROWS: Wide = Wide {
+    features: 2048,
+    labels: 4,
+    partitions: 4,
+    batches: 6,
+};
+
+/// A session with this memory, and a table `wide`.
+fn narrow_session(wide: Wide, memory: usize) -> SessionContext {
+    let Wide {
+        features,
+        labels,
+        partitions,
+        batches,
+    } = wide;
+    let size = i32::try_from(features).unwrap();
     let element = Arc::new(Field::new_list_field(DataType::Float32, true));
-    let vectors = DataType::FixedSizeList(Arc::clone(&element), FEATURES as i32);
+    let vectors = DataType::FixedSizeList(Arc::clone(&element), size);
     let schema = Arc::new(Schema::new(vec![
         Field::new("v", vectors, true),
         Field::new("label", DataType::Int64, true),
     ]));
     let batch = |first: usize| {
         let number = |i: usize, j: usize| ((i * 7919 + j * 104_729) % 1009) as f32;
-        let numbers = (first..first + 100).flat_map(|i| (0..FEATURES).map(move |j| number(i, j)));
+        let numbers = (first..first + 100).flat_map(|i| (0..features).map(move |j| number(i, j)));
         let values = Arc::new(Float32Array::from_iter_values(numbers));
-        let vectors = FixedSizeListArray::new(Arc::clone(&element), FEATURES as i32, values, None);
-        let labels = Int64Array::from_iter_values((0..100).map(|i| i % 4));
+        let vectors = FixedSizeListArray::new(Arc::clone(&element), size, values, None);
+        let labels = Int64Array::from_iter_values((0..100).map(|i| (i % labels) as i64));
         RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(vectors), Arc::new(labels)]).unwrap()
     };
-    let partition = |first: usize| -> Vec<RecordBatch> { (0..6).map(|i| batch(600 * first + 100 * i)).collect() };
-    let table = MemTable::try_new(Arc::clone(&schema), (0..4).map(partition).collect()).unwrap();
-    let session = common::session(4, Some(memory));
+    let partition = |first: usize| -> Vec<RecordBatch> {
+        let starts = (0..batches).map(|i| 100 * (batches * first + i));
+        starts.map(batch).collect()
+    };
+    let table = MemTable::try_new(Arc::clone(&schema), (0..partitions).map(partition).collect()).unwrap();
+    let session = common::session(partitions, Some(memory));
     session.register_table("wide", Arc::new(table)).unwrap();
     session
 }
@@ -215,16 +268,37 @@ async fn a_fit_reserves_its_memory() {
         ("lda_fit(v, label)", 64),
         ("logistic_fit(v, label)", 16),
     ] {
-        let session = narrow_session(mebibytes << 20);
+        let session = narrow_session(MANY_ROWS, mebibytes << 20);
         let message = failure(&session, &format!("SELECT {fit} FROM wide")).await;
         assert!(message.contains("Resources exhausted"), "{fit}: {message}");
         // What standardizing holds is no matrix, and no rows.
         // In a session of its own: the failed query may not have given back all of its memory yet.
-        let session = narrow_session(mebibytes << 20);
+        let session = narrow_session(MANY_ROWS, mebibytes << 20);
         let count = "SELECT standardize_fit(v)['count'] FROM wide";
         assert_eq!(query_numbers(&session, count).await, [2400.0]);
     }
-    let session = narrow_session(1 << 30);
+    let session = narrow_session(MANY_ROWS, 1 << 30);
     let count = "SELECT pca_fit(v, 1)['count'] FROM wide";
     assert_eq!(query_numbers(&session, count).await, [2400.0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fit_of_few_rows_reserves_what_its_model_takes() {
+    // The rows are 1.6 MiB and 6.3 MiB: it is the matrix, and the steps of the coefficients, that take more.
+    for (fit, features, labels, batches) in [
+        ("lda_fit(v, label)", 4096, 4, 1),
+        ("logistic_fit(v, label)", 8192, 50, 2),
+    ] {
+        let wide = Wide {
+            features,
+            labels,
+            partitions: 1,
+            batches,
+        };
+        let message = failure(&narrow_session(wide, 64 << 20), &format!("SELECT {fit} FROM wide")).await;
+        assert!(message.contains("Resources exhausted"), "{fit}: {message}");
+        let count = "SELECT standardize_fit(v)['count'] FROM wide";
+        let session = narrow_session(wide, 64 << 20);
+        assert_eq!(query_numbers(&session, count).await, [100.0 * batches as f64]);
+    }
 }

@@ -7,8 +7,12 @@
 #[expect(dead_code, reason = "every test takes the helpers that it needs")]
 mod common;
 
-use arrow::array::{Array, AsArray, StructArray};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, FixedSizeListArray, Float64Array, RecordBatch, StructArray};
+use arrow::datatypes::{DataType, Field};
 use common::{Case, Matrix, assert_close, dot, field, model, number, query_numbers, run, value, word};
+use datafusion::prelude::SessionContext;
 use linfa::DatasetBase;
 use linfa::traits::Fit;
 use linfa_reduction::Pca;
@@ -321,6 +325,114 @@ async fn vectors_too_long_for_the_exact_method() {
             assert_eq!(word(&long, "method"), "incremental");
             let error = number(&long, "explained_variance_error");
             assert!((0.0..=1e-9 * total_variance(&case)).contains(&error), "{name}: {error}");
+        }
+    }
+}
+
+/// A session whose table `t` has these vectors.
+fn table_of(rows: &[Vec<f64>]) -> SessionContext {
+    let element = Arc::new(Field::new_list_field(DataType::Float64, true));
+    let values = Arc::new(Float64Array::from(rows.concat()));
+    let size = i32::try_from(rows[0].len()).unwrap();
+    let vectors: ArrayRef = Arc::new(FixedSizeListArray::new(element, size, values, None));
+    let session = common::session(1, None);
+    let batch = RecordBatch::try_from_iter([("v", vectors)]).unwrap();
+    session.register_batch("t", batch).unwrap();
+    session
+}
+
+/// Uniform in [-0.5, 0.5), the same at all times.
+fn random(count: usize) -> Vec<f64> {
+    let mut state = 1_u64;
+    let next = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f64 / f64::from(1 << 24) - 0.5
+    };
+    (0..count).map(next).collect()
+}
+
+/// From this many features on, few components are found without all others.
+const MANY: usize = 512;
+const ROWS: usize = 600;
+
+fn assert_orthonormal(name: &str, axes: &[Vec<f64>]) {
+    for (i, axis) in axes.iter().enumerate() {
+        for (j, other) in axes.iter().enumerate() {
+            let off = dot(axis, other) - f64::from(u8::from(i == j));
+            assert!(off.abs() < 1e-9, "{name}: components {i} and {j}: {off}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn few_components_of_many_are_the_first_of_all() {
+    const K: usize = 20;
+    // The spread falls from axis to axis; then the axes are turned: mirrored at a plane.
+    let normal = random(MANY);
+    let length = dot(&normal, &normal);
+    let turned = |row: &[f64]| -> Vec<f64> {
+        let spread = |j: usize| 8.0 * 0.85_f64.powi(j as i32);
+        let row: Vec<f64> = row.iter().enumerate().map(|(j, x)| 3.0 + spread(j) * x).collect();
+        let share = 2.0 * dot(&row, &normal) / length;
+        row.iter().zip(&normal).map(|(x, normal)| x - share * normal).collect()
+    };
+    let rows: Vec<Vec<f64>> = random(ROWS * MANY).chunks_exact(MANY).map(turned).collect();
+    let session = table_of(&rows);
+    let few = model(&session, &format!("pca_fit(v, {K})")).await;
+    let all = model(&session, "pca_fit(v)").await;
+
+    let (found, expected) = (field(&few, "explained_variance"), field(&all, "explained_variance"));
+    assert_eq!((found.len(), expected.len()), (K, MANY));
+    assert_close("variance", &found, &expected[..K], 1e-10, expected[0]);
+    for part in ["mean", "total_variance"] {
+        assert_close(part, &field(&few, part), &field(&all, part), 1e-12, 1.0);
+    }
+
+    let (found, expected) = (components(&few, MANY), components(&all, MANY));
+    assert_orthonormal("few", &found);
+    let space: Vec<_> = expected[..K].iter().collect();
+    for (i, (axis, other)) in found.iter().zip(&expected).enumerate() {
+        let sine = distance_from(axis, &space);
+        assert!(sine < 1e-7, "component {i} leaves the subspace by {sine}");
+        let cosine = dot(axis, other);
+        assert!(cosine > 1.0 - 1e-9, "the cosine of component {i} is {cosine}");
+    }
+}
+
+#[tokio::test]
+async fn few_components_of_rows_that_are_equal_or_in_a_line() {
+    let (direction, places) = (random(MANY), random(ROWS));
+    let rows = |value: &dyn Fn(usize, usize) -> f64| -> Matrix {
+        let row = |i: usize| (0..MANY).map(|j| value(i, j)).collect();
+        (0..ROWS).map(row).collect()
+    };
+    for (name, rows) in [
+        ("equal", rows(&|_, j| direction[j])),
+        ("alternating", rows(&|i, _| (i % 2) as f64)),
+        ("a line", rows(&|i, j| places[i] * direction[j])),
+        ("a line far away", rows(&|i, j| 1e3 + places[i] * direction[j])),
+    ] {
+        let variance = |j: usize| {
+            let mean = rows.iter().map(|row| row[j]).sum::<f64>() / ROWS as f64;
+            rows.iter().map(|row| (row[j] - mean).powi(2)).sum::<f64>() / (ROWS - 1) as f64
+        };
+        let total: f64 = match name {
+            "equal" => 0.0,
+            _ => (0..MANY).map(variance).sum(),
+        };
+        let session = table_of(&rows);
+        for k in [1, 5] {
+            let what = format!("{name}, {k} components");
+            let model = model(&session, &format!("pca_fit(v, {k})")).await;
+            let mut expected = vec![0.0; k];
+            expected[0] = total;
+            assert_close(&what, &field(&model, "explained_variance"), &expected, 1e-9, total);
+            assert_close(&what, &[number(&model, "total_variance")], &[total], 1e-9, 0.0);
+            let axes = components(&model, MANY);
+            assert_eq!(axes.len(), k, "{what}");
+            assert_orthonormal(&what, &axes);
         }
     }
 }

@@ -56,8 +56,8 @@ const ROUNDING: f64 = 64.0 * f64::EPSILON;
                    coefficients, intercepts, regularization, training_accuracy, training_rows, converged}, in which \
                    regularization is the shrinkage. One pass, for up to 8,192 features. training_accuracy is the \
                    share of rows that the model classifies as they are labelled, of all rows up to about 1,000 and \
-                   of a sample beyond. Rows without a vector or a label are ignored; without any other row the \
-                   model is NULL.",
+                   of a sample beyond. Rows without a vector or a label are ignored; of no rows the model is \
+                   NULL.",
     syntax_example = "lda_fit(vector, label [, shrinkage])",
     sql_example = r#"```sql
 SELECT model['labels'] AS labels, model['label_counts'] AS label_counts, model['training_accuracy'] AS training_accuracy

@@ -38,7 +38,7 @@ const DEFAULT_L2: f64 = 1.0;
                    the share of all rows that the model classifies as they are labelled, and converged says whether \
                    the optimum was found in 1,000 passes. Holds all rows in memory. Features of very different \
                    sizes are penalized alike only after `standardize`. Rows without a vector or a label are \
-                   ignored; without any other row the model is NULL.",
+                   ignored; of no rows the model is NULL.",
     syntax_example = "logistic_fit(vector, label [, l2])",
     sql_example = r#"```sql
 SELECT model['labels'] AS labels, model['training_accuracy'] AS training_accuracy, model['converged'] AS converged

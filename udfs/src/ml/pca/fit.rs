@@ -31,8 +31,8 @@ const OVERSAMPLING: usize = 64;
                    largest variance down, the ratio is the share in the variance of all features. Up to 8,192 \
                    features the method is 'exact'; beyond it is 'incremental', needs a number of components, at \
                    most 1,024, and no explained variance is less than the exact one by more than \
-                   explained_variance_error. NULL and empty vectors are ignored; without any other vector the \
-                   model is NULL.",
+                   explained_variance_error. NULL and empty vectors are ignored; of no rows the model is \
+                   NULL.",
     syntax_example = "pca_fit(vector [, components])",
     sql_example = r#"```sql
 SELECT model['count'] AS vectors, round(model['explained_variance_ratio'][1], 3) AS explained
