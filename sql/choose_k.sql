@@ -89,7 +89,7 @@ CREATE OR REPLACE TABLE accuracies AS
 SELECT k, cumulative,
        model['training_accuracy'] AS training,
        count(*) AS images,
-       count(*) FILTER (WHERE (predicted = label) IS NOT TRUE) AS wrong,
+       count(*) FILTER (WHERE predicted IS DISTINCT FROM label) AS wrong,
        avg(CASE WHEN predicted = label THEN 1.0 ELSE 0.0 END) AS accuracy
 FROM (
     SELECT k, cumulative, model, label, classify(array_slice(scores, 1, k), model) AS predicted
@@ -112,7 +112,8 @@ ORDER BY k;
 -- most. Half an image is added to the right ones and to the wrong ones, or the error would be 0 where all
 -- are right.
 WITH best AS (
-    SELECT k, wrong, accuracy, greatest(images * sqrt(share * (1 - share) / (images + 1)), 0.005 * images, 1.0) AS margin
+    SELECT k, wrong, accuracy,
+           greatest(images * sqrt(share * (1 - share) / (images + 1)), 0.005 * images, 1.0) AS margin
     FROM (SELECT *, (images - wrong + 0.5) / (images + 1) AS share FROM accuracies)
     ORDER BY wrong, k
     LIMIT 1

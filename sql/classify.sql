@@ -101,18 +101,18 @@ SELECT label,
        coalesce(sum(images) FILTER (WHERE predicted = label), 0) AS "right",
        coalesce(
            string_agg(concat(coalesce(predicted, 'nothing'), ' ', images), ', ' ORDER BY images DESC, predicted)
-               FILTER (WHERE (predicted = label) IS NOT TRUE),
+               FILTER (WHERE predicted IS DISTINCT FROM label),
            ''
        ) AS wrong
 FROM (SELECT label, predicted, count(*) AS images FROM predictions GROUP BY label, predicted)
 GROUP BY label
-ORDER BY sum(images) FILTER (WHERE (predicted = label) IS NOT TRUE) DESC NULLS LAST, label;
+ORDER BY sum(images) FILTER (WHERE predicted IS DISTINCT FROM label) DESC NULLS LAST, label;
 
 \echo The most confident mistakes
 SELECT path, label, predicted,
        round(100 * probability, 1) AS "sure %",
        concat(top3[2]['label'], ' ', round(100 * top3[2]['probability'], 1)) AS next
 FROM predictions
-WHERE (predicted = label) IS NOT TRUE
+WHERE predicted IS DISTINCT FROM label
 ORDER BY probability DESC NULLS LAST, path
 LIMIT 10;

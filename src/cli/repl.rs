@@ -34,6 +34,7 @@ const COMMANDS: &str = "\
 \\i FILE              runs a script
 \\set [NAME VALUE]    sets a variable, or lists them
 \\echo TEXT           prints a text
+\\require TABLE TEXT  fails with a text unless a table has a row
 \\pset format FORMAT  table, csv, tsv, json, nd-json or automatic
 \\timing              prints times, or does not
 \\quiet [true|false]  prints results only, or everything

@@ -115,7 +115,7 @@ impl<F: Fit> FitAccumulator<F> {
         if let Some(features) = known_features(args) {
             fit.check_features(features)?;
         }
-        Ok(Self::new(fit))
+        Ok(Self::empty(fit))
     }
 
     /// One for frames that lose rows as well as gain them.
@@ -124,10 +124,10 @@ impl<F: Fit> FitAccumulator<F> {
     /// As [`Self::boxed`].
     pub(super) fn sliding(fit: F, args: &AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
         Self::boxed(fit, args)?;
-        Ok(Sliding::boxed(move || Self::new(fit)))
+        Ok(Sliding::boxed(move || Self::empty(fit)))
     }
 
-    fn new(fit: F) -> Box<dyn Accumulator> {
+    fn empty(fit: F) -> Box<dyn Accumulator> {
         Box::new(Self {
             fit,
             moments: Moments::new(fit.plan()),

@@ -283,8 +283,11 @@ mod tests {
         (0..count).map(row).collect()
     }
 
-    /// By label: count and mean less 1e6; and the packed scatter, in two passes over all rows.
-    fn reference(rows: &[([f64; FEATURES], Label)]) -> (BTreeMap<Label, (u64, Vec<f64>)>, Vec<f64>) {
+    /// Count and mean by label.
+    type Means = BTreeMap<Label, (u64, Vec<f64>)>;
+
+    /// Means less 1e6, and the packed scatter, in two passes over all rows.
+    fn reference(rows: &[([f64; FEATURES], Label)]) -> (Means, Vec<f64>) {
         let mut classes = BTreeMap::new();
         for (row, label) in rows {
             let (count, sum) = classes.entry(label.clone()).or_insert((0, vec![0.0; FEATURES]));
