@@ -20,17 +20,12 @@ use object_store::{
 };
 use url::Url;
 
-/// Open until it is closed, or dropped.
+/// Open until what [`Self::closing`] gives is dropped.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Gate(Arc<AtomicBool>);
 
 impl Gate {
-    /// From now on no object is finished.
-    pub(super) fn close(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    /// A gate that closes when this is dropped, whatever the reason.
+    /// When this is dropped, whatever the reason, the gate closes: no object is finished any more.
     pub(super) fn closing(&self) -> Closing {
         Closing(self.clone())
     }
@@ -72,7 +67,7 @@ pub(super) struct Closing(Gate);
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -73,16 +73,13 @@ impl DataSink for GuardedSink {
         let (failed, failure) = oneshot::channel();
         let gate = Gate::default();
         let context = gate.context(context)?;
-        let written = self
-            .0
-            .sink()
-            .write_all(held_at_error(data, failed, gate.clone()), &context);
-        // Dropped before `written` is, also where the query is given up.
+        let mut written = self.0.sink().write_all(held_at_error(data, failed), &context);
+        // Behind `written`, and so dropped before it: where the query fails and where it is given up.
         let _closing = gate.closing();
         tokio::select! {
             biased;
             Ok(error) = failure => Err(error),
-            written = written => written,
+            written = &mut written => written,
         }
     }
 }
@@ -93,19 +90,15 @@ impl DisplayAs for GuardedSink {
     }
 }
 
-/// `data`, but the first error closes the gate and goes to `failed`, and the stream never goes on.
+/// `data`, but the first error goes to `failed`, and the stream never goes on.
 fn held_at_error(
     data: SendableRecordBatchStream,
     failed: oneshot::Sender<DataFusionError>,
-    gate: Gate,
 ) -> SendableRecordBatchStream {
     let schema = data.schema();
     let mut failed = Some(failed);
     let held = data.then(move |batch| {
         let failed = if batch.is_err() { failed.take() } else { None };
-        if batch.is_err() {
-            gate.close();
-        }
         async move {
             match (batch, failed) {
                 (Err(error), Some(failed)) => {
