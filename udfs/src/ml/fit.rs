@@ -235,7 +235,8 @@ impl<F: Fit> Accumulator for FitAccumulator<F> {
         let workspace = if self.moments.spreads() {
             self.fit.workspace(self.moments.features())
         } else {
-            0
+            // The rows once more, and what their decomposition takes.
+            if_large(4 * self.moments.allocated())
         };
         size_of_val(self) + self.moments.allocated() + workspace
     }
