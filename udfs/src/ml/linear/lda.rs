@@ -198,7 +198,7 @@ impl LdaAccumulator {
     }
 
     /// The bytes that the model takes while it is made: the factor of the covariance, or the
-    /// eigenvectors and three matrices to find them, and the rows of the sample.
+    /// covariance, its eigenvectors and three matrices to find them, and the rows of the sample.
     fn workspace(&self) -> usize {
         let (features, labels) = (self.moments.features(), self.moments.label_count());
         let matrices = if self.shrinkage == Shrinkage::Fixed(0.0) { 5 } else { 1 };

@@ -5,8 +5,8 @@
 //! the components kept, and the sign of a component makes its largest loading positive.
 //!
 //! Up to [`MAX_EXACT_FEATURES`] the method is exact: what is decomposed is the scatter matrix, by
-//! faer's solver for symmetric matrices (tridiagonal form, divide and conquer), or, where the rows are
-//! few, the rows. Beyond, it is that of [`subspace`](super::subspace), and the model says so.
+//! faer's solver for symmetric matrices (tridiagonal form, divide and conquer), for a few components of
+//! many features by the block Lanczos method of [`decompose`], or, where the rows are few, the rows. Beyond, it is that of [`subspace`](super::subspace), and the model says so.
 //!
 //! `linfa_reduction::Pca` is not used: it needs all rows in memory, where a fit here sees them once
 //! and in parts; its `explained_variance` divides by k - 1 instead of n - 1, and its ratio sums over

@@ -62,12 +62,10 @@ impl ScalarUDFImpl for PcaTransform {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        invoke(self.name(), &args, |model| {
-            Ok(Projection {
-                before: Some(model.mean),
-                matrix: model.components.transpose(),
-                after: None,
-            })
+        invoke(self.name(), &args, |model| Projection {
+            before: Some(model.mean),
+            matrix: model.components.transpose(),
+            after: None,
         })
     }
 
@@ -125,12 +123,10 @@ impl ScalarUDFImpl for PcaInverse {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        invoke(self.name(), &args, |model| {
-            Ok(Projection {
-                before: None,
-                matrix: model.components,
-                after: Some(model.mean),
-            })
+        invoke(self.name(), &args, |model| Projection {
+            before: None,
+            matrix: model.components,
+            after: Some(model.mean),
         })
     }
 
@@ -177,7 +173,7 @@ impl<'a> Basis<'a> {
 fn invoke(
     function: &str,
     args: &ScalarFunctionArgs,
-    projection: impl for<'m> Fn(Basis<'m>) -> Result<Projection<'m>>,
+    projection: impl for<'m> Fn(Basis<'m>) -> Projection<'m>,
 ) -> Result<ColumnarValue> {
     let [vectors, model] = take_function_args(function, &args.args)?;
     let vectors = vectors.to_array(args.number_rows)?;
@@ -186,7 +182,7 @@ fn invoke(
     project(
         vectors.as_ref(),
         &models,
-        |row| projection(Basis::read(&models, row)?),
+        |row| Ok(projection(Basis::read(&models, row)?)),
         |_, vector| {
             match vector {
                 Some(vector) => projected.append(vector.iter().copied()),
