@@ -1,4 +1,5 @@
-//! Decoding, resizing and embedding: 64 images that are in memory, on one core.
+//! Decoding, resizing and embedding: 64 images that are in memory, or one photo of 12 megapixels, on one
+//! core.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
@@ -7,8 +8,29 @@ mod common;
 
 use common::{Engine, criterion};
 use criterion::Throughput;
+use image::RgbImage;
+use image::codecs::jpeg::JpegEncoder;
 
 const IMAGES: usize = 64;
+
+/// A JPEG of 4000 x 3000 pixels, in which a sensor's noise takes as many bits as in a photo.
+fn photo() -> Vec<u8> {
+    let mut state = 1_u32;
+    let picture = RgbImage::from_fn(4000, 3000, |x, y| {
+        // xorshift, of which three bits make 0 to 21, about 10 on average.
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        let noise = (state & 7) + ((state >> 8) & 7) + ((state >> 16) & 7);
+        let level = |value: u32| (value % 230 + noise) as u8;
+        image::Rgb([level(x / 16), level(y / 12), level((x / 50 * y / 50) / 16)])
+    });
+    let mut file = Vec::new();
+    picture
+        .write_with_encoder(JpegEncoder::new_with_quality(&mut file, 85))
+        .unwrap();
+    file
+}
 
 fn main() {
     let engine = Engine::new(1);
@@ -62,6 +84,31 @@ fn main() {
         let sql = format!("SELECT {expression} FROM {table}");
         assert_eq!(engine.run(&sql), IMAGES);
         group.bench_function(name, |bencher| bencher.iter(|| engine.run(&sql)));
+    }
+    group.finish();
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("photo.jpg"), photo()).unwrap();
+    engine.run(&format!(
+        "CREATE TABLE photo AS SELECT content FROM images('{}')",
+        folder.path().display()
+    ));
+    let mut group = criterion.benchmark_group("decode");
+    for (table, images, name) in [("small", IMAGES, "100x100"), ("photo", 1, "4000x3000")] {
+        group.throughput(Throughput::Elements(images as u64));
+        for mode in ["exact", "fast"] {
+            engine.run(&format!("SET pomona.decode = '{mode}'"));
+            for (step, expression) in [
+                ("resize to 224x224", "resize(content, 224, 224)"),
+                ("embed with resnet-mini", "embed(content, 'resnet-mini')"),
+            ] {
+                let sql = format!("SELECT {expression} FROM {table}");
+                assert_eq!(engine.run(&sql), images);
+                group.bench_function(format!("{mode} {name} JPEG, {step}"), |bencher| {
+                    bencher.iter(|| engine.run(&sql));
+                });
+            }
+        }
     }
     group.finish();
     criterion.final_summary();

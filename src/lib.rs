@@ -33,6 +33,7 @@
 //! | [`cli`] | the command line |
 
 pub mod cli;
+mod plan;
 pub mod sample;
 mod session;
 mod sink;

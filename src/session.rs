@@ -10,7 +10,7 @@ use datafusion::common::plan_err;
 use datafusion::config::{ConfigNonZeroUsize, ConfigOptions, MaxRowGroupBytes};
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -19,8 +19,10 @@ use datafusion_cli::functions::ParquetMetadataFunc;
 use datafusion_cli::object_storage::{AwsOptions, GcpOptions};
 use parking_lot::RwLock;
 use pomona_udfs::embed::{ModelsFunction, registry};
+use pomona_udfs::memory::{BudgetPool, MemoryBudget};
 use pomona_udfs::settings::PomonaOptions;
 
+use crate::plan::{HoistNetworks, SharingPlanner, ShowShared};
 use crate::sink::AllOrNothing;
 use crate::stores::PomonaStores;
 use crate::table::{ImageTableFactory, ImagesFunction};
@@ -80,8 +82,9 @@ impl SessionBuilder {
         self
     }
 
-    /// The most bytes that the operators of all queries may hold together; what can be spilled is
-    /// spilled to disk before. Without it there is no limit.
+    /// The most bytes that the session may hold: encoded objects, images, tensors, models, fits and the
+    /// operators of all queries together; what can be spilled is spilled to disk before. Without it
+    /// there is no limit. It can be changed later: `SET pomona.memory_limit = '4GB'`.
     #[must_use]
     pub fn with_memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);
@@ -102,27 +105,32 @@ impl SessionBuilder {
     pub fn build(self) -> Result<SessionContext> {
         register_bundled_models()?;
 
-        let mut runtime = RuntimeEnvBuilder::new()
+        let (config, memory) = config(self.config, self.options)?;
+        if let Some(bytes) = self.memory_limit {
+            memory.set_limit(Some(bytes));
+        }
+        // The error of a pool that is full names its three largest consumers.
+        const NAMED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
+        let runtime = RuntimeEnvBuilder::new()
             .with_object_store_registry(Arc::new(PomonaStores::new()))
+            .with_memory_pool(Arc::new(TrackConsumersPool::new(BudgetPool(memory), NAMED)))
             // A listing that is kept for ever misses the files that COPY adds; and a file that COPY replaces
             // within a second, with as many bytes, would keep its old statistics.
             .with_object_list_cache_limit(0)
             .with_file_statistics_cache_limit(0)
             .with_metadata_cache_limit(0);
-        if let Some(bytes) = self.memory_limit {
-            // The error of a pool that is full names its three largest consumers.
-            const NAMED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
-            runtime = runtime.with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(bytes), NAMED)));
-        }
 
         let files = Arc::new(FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::new(MemoryCatalogProviderList::new()), Arc::clone(&files) as _);
         let mut builder = SessionStateBuilder::new_with_default_features()
-            .with_config(config(self.config, self.options)?)
+            .with_config(config)
             .with_runtime_env(runtime.build_arc()?)
             .with_catalog_list(Arc::new(catalogs))
             .with_table_factory("IMAGES".to_owned(), Arc::new(ImageTableFactory))
-            .with_physical_optimizer_rule(Arc::new(AllOrNothing));
+            .with_physical_optimizer_rule(Arc::new(AllOrNothing))
+            .with_optimizer_rule(Arc::new(HoistNetworks))
+            .with_query_planner(Arc::new(SharingPlanner))
+            .with_physical_optimizer_rule(Arc::new(ShowShared));
         // Through the builder, which shows the functions the settings that they start with.
         builder
             .scalar_functions()
@@ -156,8 +164,8 @@ fn register_bundled_models() -> Result<()> {
     )
 }
 
-/// Puts Pomona's settings where the caller left DataFusion's defaults.
-fn config(mut config: SessionConfig, options: Option<PomonaOptions>) -> Result<SessionConfig> {
+/// Puts Pomona's settings where the caller left DataFusion's defaults; with the budget that they hold.
+fn config(mut config: SessionConfig, options: Option<PomonaOptions>) -> Result<(SessionConfig, Arc<MemoryBudget>)> {
     let theirs = ConfigOptions::new();
     let ours = config.options_mut();
     ours.catalog.information_schema = true;
@@ -175,12 +183,10 @@ fn config(mut config: SessionConfig, options: Option<PomonaOptions>) -> Result<S
     // Each batch of views of strings keeps its own buffer of them, and joins and windows keep many small
     // batches: of 67,500 paths in batches of 32, a join held 1,063 MB as views and 208 MB as strings.
     parquet.schema_force_view_types = false;
-    if let Some(options) = options {
-        ours.extensions.insert(options);
-    } else if ours.extensions.get::<PomonaOptions>().is_none() {
-        ours.extensions.insert(PomonaOptions::default());
-    }
-    Ok(config)
+    let options = options.unwrap_or_else(|| PomonaOptions::from_config(ours));
+    let memory = Arc::clone(&options.memory);
+    ours.extensions.insert(options);
+    Ok((config, memory))
 }
 
 /// Tables that are named by their files: `SELECT * FROM 's3://bucket/features.parquet'`.

@@ -17,6 +17,7 @@ use arrow::datatypes::Int32Type;
 use common::{integers, pomona, real_data, reference, rows, strings, success, vectors};
 use datafusion::prelude::SessionContext;
 use image::RgbImage;
+use image::codecs::jpeg::JpegEncoder;
 use serde_json::Value;
 
 fn session() -> SessionContext {
@@ -295,6 +296,112 @@ async fn every_format_and_orientation_embeds() {
                 "{key:?}"
             );
         }
+    }
+}
+
+/// A JPEG of 1600 x 1200 pixels with edges, gradients and noise. Where it is `turned`, the file holds
+/// it lying on its side, and says so in its EXIF orientation.
+fn photo(turned: bool) -> Vec<u8> {
+    let picture = RgbImage::from_fn(1600, 1200, |x, y| {
+        let noise = (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(2_246_822_519)).wrapping_mul(3_266_489_917) >> 28;
+        let inside = (x / 2).abs_diff(300).pow(2) + (y / 2).abs_diff(400).pow(2) < 150 * 150;
+        let level = |value: u32| (value + noise) as u8;
+        if inside {
+            image::Rgb([level(200), level(40 + y / 20), level(x / 20)])
+        } else {
+            image::Rgb([level(x / 8), level(y / 8), level(x * y / 10_000 % 200)])
+        }
+    });
+    let picture = if turned {
+        image::imageops::rotate270(&picture)
+    } else {
+        picture
+    };
+    let mut file = Vec::new();
+    picture
+        .write_with_encoder(JpegEncoder::new_with_quality(&mut file, 90))
+        .unwrap();
+    if turned {
+        // The only entry of the directory: tag 0x0112 (orientation), a SHORT, once, 6.
+        let exif = b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        file.splice(2..2, exif.iter().copied());
+    }
+    file
+}
+
+/// What a query gives in both of `pomona.decode`'s modes, exact and fast.
+async fn in_both_modes<T>(session: &SessionContext, sql: &str, read: impl Fn(&RecordBatch) -> T) -> [T; 2] {
+    rows(session, "SET pomona.decode = 'exact'").await.unwrap();
+    let exact = read(&rows(session, sql).await.unwrap());
+    rows(session, "SET pomona.decode = 'fast'").await.unwrap();
+    [exact, read(&rows(session, sql).await.unwrap())]
+}
+
+#[tokio::test]
+async fn fast_decoding_is_nearly_exact() {
+    let session = session();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, turned) in [("turned.jpg", true), ("upright.jpg", false)] {
+        fs::write(folder.path().join(name), photo(turned)).unwrap();
+    }
+    let images = format!("FROM images('{}') ORDER BY path", folder.path().display());
+    // To 2 of 8 parts, before the filter shrinks by 2.5 what is left.
+    let sql = format!("SELECT resize(content, 160, 120) AS image {images}");
+    let [exact, fast] = in_both_modes(&session, &sql, |rows| pictures(rows, "image")).await;
+    for (exact, fast) in exact.iter().zip(&fast) {
+        let off = differences(exact, fast);
+        assert!(off.iter().any(|off| *off > 0), "decoded in full");
+        assert!(mean(&off) < 1.0, "{} levels off on average", mean(&off));
+    }
+    let off = mean(&differences(&fast[0], &fast[1]));
+    assert!(off < 1.5, "turned upright: {off} levels off on average");
+
+    let sql = format!("SELECT embed(content, 'resnet-mini') AS embedding {images}");
+    let [exact, fast] = in_both_modes(&session, &sql, |rows| vectors(rows, "embedding")).await;
+    assert_ne!(exact, fast);
+    for (exact, fast) in exact.iter().zip(&fast) {
+        let similarity = cosine(exact, fast);
+        assert!(similarity > 0.999, "{similarity}");
+    }
+
+    // Half the pixels allowed: the file's size counts, not that of what would be made of it.
+    rows(&session, "SET pomona.max_image_pixels = 960000").await.unwrap();
+    let error = rows(&session, &format!("SELECT resize(content, 160, 120) {images}"))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("more than pomona.max_image_pixels"), "{error}");
+}
+
+#[tokio::test]
+async fn fast_decoding_leaves_small_images_alone() {
+    let session = session();
+    let images = "FROM images('sample://fruits/Training/') ORDER BY path LIMIT 16";
+    // Fruits-360 has 100 x 100 pixels: to 60 x 60 they shrink by less than 2, to 120 x 20 on one axis.
+    for size in ["224, 224", "60, 60", "120, 20"] {
+        let sql = format!("SELECT resize(content, {size}) AS image {images}");
+        let [exact, fast] = in_both_modes(&session, &sql, |rows| pictures(rows, "image")).await;
+        assert_eq!(exact, fast, "{size}");
+    }
+    let sql = format!("SELECT embed(content, 'resnet-mini') AS embedding {images}");
+    let [exact, fast] = in_both_modes(&session, &sql, |rows| vectors(rows, "embedding")).await;
+    assert_eq!(exact, fast);
+}
+
+#[tokio::test]
+async fn fast_embeddings_of_real_photos() {
+    let Some(real) = real_data() else { return };
+    let session = session();
+    // 350 to 850 pixels wide, for a network that takes 96.
+    let sql = format!(
+        "SELECT embed(content, 'resnet-mini') AS embedding FROM images('{}') ORDER BY path",
+        real.join("data/photos").display()
+    );
+    let [exact, fast] = in_both_modes(&session, &sql, |rows| vectors(rows, "embedding")).await;
+    assert_ne!(exact, fast);
+    for (exact, fast) in exact.iter().zip(&fast) {
+        let similarity = cosine(exact, fast);
+        assert!(similarity > 0.999, "{similarity}");
     }
 }
 

@@ -128,6 +128,35 @@ async fn pages_are_listed_to_the_end() {
 }
 
 #[tokio::test]
+async fn folders_of_a_large_table_are_listed_at_the_same_time() {
+    let server = S3Server::start(&["fruits"]);
+    let labels: Vec<_> = (0..6).map(|label| format!("Label {label}")).collect();
+    for label in &labels {
+        for image in 0..400 {
+            server.put("fruits", &format!("Training/{label}/{image}.png"), b"x");
+        }
+    }
+    server.set_page_size(100);
+    let session = table(&server, "s3://fruits/Training/", "").await.unwrap();
+    server.take_requests();
+    let sql = "SELECT label, count(*) AS n FROM fruits GROUP BY label ORDER BY label";
+    let counts = rows(&session, sql).await.unwrap();
+    assert_eq!(strings(&counts, "label"), labels);
+    assert_eq!(integers(&counts, "n"), [400; 6]);
+    let lists = server.take_keys("ListObjectsV2");
+    let of = |prefix: &str| lists.iter().filter(|key| *key == prefix).count();
+    // The last label by itself, in four pages; the first with all others.
+    assert_eq!((of("Training/Label 5/"), of("Training/Label 0/")), (4, 0), "{lists:?}");
+    // One more tells the labels, and at most two were read or asked for where the front met the others.
+    assert!((24..=27).contains(&lists.len()), "{lists:?}");
+
+    // A limit asks for no more than its first page.
+    let sql = "SELECT path FROM fruits LIMIT 5";
+    assert_eq!(rows(&session, sql).await.unwrap().num_rows(), 5);
+    assert_eq!(server.take_keys("ListObjectsV2"), ["Training/"]);
+}
+
+#[tokio::test]
 async fn keys_may_hold_any_character() {
     let server = S3Server::start(&["fruits"]);
     let files = [

@@ -1,13 +1,12 @@
 """The statistics in scikit-learn: a Parquet file of vectors is loaded, standardized and reduced.
 
-Prints one line of JSON: seconds by stage, the peak of the resident memory, explained variances.
+Prints one line of JSON: seconds by stage, explained variances.
 
     python sklearn_pca.py vectors.parquet --solver covariance_eigh
 """
 
 import argparse
 import json
-import resource
 from pathlib import Path
 from time import perf_counter
 
@@ -69,7 +68,6 @@ def main():
     result = {
         "version": f"scikit-learn {sklearn.__version__}, NumPy {np.__version__}",
         "seconds": seconds,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "count": rows,
         # StandardScaler divides by n where Pomona, as Spark, divides by n - 1.
         "explained_variance": (pca.explained_variance_.astype(float) * (rows - 1) / rows).tolist(),

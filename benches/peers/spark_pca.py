@@ -1,7 +1,6 @@
 """The statistics in Spark MLlib, as the study's chain has them: Parquet to Parquet.
 
-Prints one line of JSON: seconds by stage, the peak of the JVM's resident memory, shares of the
-variance (MLlib gives no explained variances).
+Prints one line of JSON: seconds by stage, shares of the variance (MLlib gives no explained variances).
 
     python spark_pca.py vectors.parquet --cores 2
 """
@@ -17,15 +16,6 @@ STARTED = perf_counter()  # importing what follows is the start of the process, 
 from pyspark.ml.feature import PCA, StandardScaler
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import SparkSession
-
-
-def peak_bytes(pid):
-    """The most memory that a process has held so far; 0 where the system has no /proc."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def main():
@@ -66,14 +56,11 @@ def main():
         lap("pca_transform")
         count = spark.read.parquet(f"{folder}/features").count()
 
-    # The whole chain runs in the JVM, which spark-submit becomes.
-    jvm = spark.sparkContext._gateway.proc.pid
     # As MLlib chooses: JNIBLAS is a native library, VectorBLAS is Java's.
     blas = spark._jvm.dev.ludovic.netlib.blas.BLAS.getInstance().getClass().getSimpleName()
     result = {
         "version": f"Spark {spark.version}, Java {spark._jvm.System.getProperty('java.version')}, {blas}",
         "seconds": seconds,
-        "peak_bytes": peak_bytes(jvm),
         "count": count,
         "explained_variance_ratio": pca.explainedVariance.toArray().tolist(),
     }

@@ -31,6 +31,7 @@ use datafusion::logical_expr::ExplainFormat;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
+use pomona_udfs::memory::parse_size;
 use pomona_udfs::settings::{OnError, PomonaOptions};
 use tokio::runtime::Builder;
 
@@ -93,8 +94,8 @@ struct PrintArgs {
 
 #[derive(Debug, Args)]
 struct SessionArgs {
-    /// The most memory that queries may use (4GB, 512MB); then they spill to disk, or fail
-    #[arg(long, value_name = "SIZE", value_parser = size, global = true)]
+    /// The most memory that the session may use (4GB, 512MB); then queries spill to disk, or fail
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, global = true)]
     memory: Option<usize>,
 
     /// What happens to a row whose image is broken: fail (the query) or null (the value)
@@ -124,24 +125,6 @@ fn variable(text: &str) -> Result<(String, String), String> {
     // Checks the name where the message still points at the argument.
     Variables::default().set(name, String::new())?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-/// Reads `4GB`, `512MB`, `1.5g`, `1048576`. Units are powers of 1024, as memory is sold.
-fn size(text: &str) -> Result<usize, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text[digits.len()..].to_ascii_lowercase();
-    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(format!("'{unit}' is no unit: use KB, MB, GB or TB")),
-    };
-    match digits.trim().parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() => Ok((number * f64::from(2_u32).powi(shift)) as usize),
-        _ => Err("a size is a number and a unit, as 4GB".to_owned()),
-    }
 }
 
 /// Runs the command line and gives the exit status.
@@ -291,16 +274,5 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(size("4GB"), Ok(4 << 30));
-        assert_eq!(size("512m"), Ok(512 << 20));
-        assert_eq!(size("1.5 KiB"), Ok(1536));
-        assert_eq!(size("1048576"), Ok(1 << 20));
-        for wrong in ["", "GB", "-1GB", "0", "4XB", "nan"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -12,6 +12,8 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::sql::sqlparser::dialect::{GenericDialect, dialect_from_str};
 use datafusion_cli::helper::CliHelper;
 use datafusion_cli::print_format::PrintFormat;
+use pomona_udfs::embed::engines::library;
+use pomona_udfs::settings::{EngineChoice, PomonaOptions};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::{CompletionType, Config};
 use rustyline::error::ReadlineError;
@@ -48,6 +50,25 @@ const USER_COLUMNS: &str = "SELECT table_name FROM information_schema.tables WHE
                             UNION SELECT column_name FROM information_schema.columns \
                             WHERE table_schema <> 'information_schema'";
 
+/// What runs networks, and how to get the fast engine where it is not there.
+fn engine_line(runner: &Runner) -> String {
+    let options = PomonaOptions::from_config(runner.ctx.copied_config().options());
+    if options.engine == EngineChoice::Tract {
+        return "Networks run on tract (pomona.engine = 'tract').".to_owned();
+    }
+    match library::library() {
+        Ok(library) => format!(
+            "Networks run on onnxruntime{} ({}).",
+            library
+                .version()
+                .map(|version| format!(" {version}"))
+                .unwrap_or_default(),
+            library.path().display()
+        ),
+        Err(error) => format!("Networks run on tract; several times as fast would be onnxruntime: {error}."),
+    }
+}
+
 /// Reads statements and commands until the person ends it.
 pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
     let failed = |error: ReadlineError| Stop::Failed(format!("cannot read from the terminal: {error}"));
@@ -63,6 +84,7 @@ pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
             "Pomona {} (DataFusion {DATAFUSION_VERSION}). Try: SELECT * FROM images('sample://fruits/Training/') LIMIT 5;",
             env!("CARGO_PKG_VERSION")
         ));
+        note(engine_line(runner));
     }
 
     loop {

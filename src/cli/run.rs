@@ -28,6 +28,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
 use datafusion_cli::catalog::substitute_tilde;
 use futures::StreamExt;
+use pomona_udfs::embed::engines;
 use pomona_udfs::settings::PomonaOptions;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
@@ -317,6 +318,9 @@ impl Runner {
         let line = format!("{summary} {elapsed}");
         if !line.trim().is_empty() {
             note(format_args!("{}\n", line.trim()));
+        }
+        if let Some(notice) = engines::take_notice() {
+            note(format_args!("Notice: {notice}.\n"));
         }
         let failed = self.failures().take();
         if !failed.is_empty() {

@@ -11,20 +11,26 @@
 //!
 //! Data flow of one partition:
 //! 1. Rows come from the listing, in order.
-//! 2. A GET begins for each, several at a time, as long as their number and their bytes (known from
-//!    the listing) are within bounds. Each is a task of its own, so that it goes on whatever else waits.
+//! 2. A GET is queued for each, as long as their number and their bytes (known from the listing) are
+//!    within bounds. Each is a task of its own, so that it goes on whatever else waits; all partitions
+//!    together have `pomona.fetch_concurrency` of them under way.
 //! 3. Their results are taken in order. `pomona.on_error` decides about objects that cannot be read.
 //! 4. Rows whose objects have arrived become a batch, which a channel of one place hands to the
 //!    query. Only then are its bytes given back.
+//!
+//! More GETs are queued than may be under way: while a batch waits for the query, or the first object
+//! of a batch for its server, the others are read already.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, AsArray, BinaryBuilder, Int64Array, RecordBatch, RecordBatchOptions, StringArray};
-use arrow::compute::SortOptions;
+use arrow::array::{
+    ArrayRef, AsArray, BinaryBuilder, Int64Array, RecordBatch, RecordBatchOptions, StringArray, UInt32Array,
+};
+use arrow::compute::{SortOptions, take};
 use arrow::datatypes::{Int64Type, SchemaRef};
 use bytes::Bytes;
 use datafusion::common::runtime::{JoinSet, SpawnedTask};
@@ -57,6 +63,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::location::Base;
 use crate::stores::{Cause, cause_of, into_datafusion, io};
 
+/// GETs that are queued for each that may be under way.
+const QUEUED: usize = 4;
+
 /// The largest value of a Binary column, and the most that a batch of it holds.
 const MAX_BATCH_BYTES: usize = i32::MAX as usize;
 
@@ -86,19 +95,19 @@ impl FetchSpec {
         self.columns.contains(&None)
     }
 
-    /// The node's columns of these rows of the listing.
+    /// The node's columns of these rows of the listing. They are copied: a slice would be counted by
+    /// operators, and sent over the network, with the whole listing behind it.
     fn assemble(&self, rows: &RecordBatch, content: Option<&ArrayRef>) -> Result<RecordBatch> {
+        let every_row = UInt32Array::from_iter_values((0..).take(rows.num_rows()));
         let columns = self
             .columns
             .iter()
             .map(|column| match column {
-                Some(i) => rows.columns().get(*i),
-                None => content,
+                Some(i) => rows.columns().get(*i).map(|column| take(column, &every_row, None)),
+                None => content.cloned().map(Ok),
             })
-            .map(|column| {
-                column
-                    .cloned()
-                    .ok_or_else(|| internal_datafusion_err!("FetchExec lacks a column"))
+            .map(|column| -> Result<ArrayRef> {
+                Ok(column.ok_or_else(|| internal_datafusion_err!("FetchExec lacks a column"))??)
             })
             .collect::<Result<_>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
@@ -119,12 +128,14 @@ pub(crate) struct FetchExec {
     store: Option<Arc<dyn ObjectStore>>,
     /// The most rows that each partition returns.
     limit: Option<usize>,
+    /// GETs of all partitions that may be under way.
+    gets: OnceLock<Arc<Semaphore>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
 impl FetchExec {
-    /// A node above `input`, a listing with the columns `path` and, if content is read, `size`.
+    /// A node above `input`, a listing with the columns `path` and `size` if content is read.
     pub(crate) fn new(
         input: Arc<dyn ExecutionPlan>,
         spec: FetchSpec,
@@ -137,6 +148,7 @@ impl FetchExec {
             spec: Arc::new(spec),
             store,
             limit,
+            gets: OnceLock::new(),
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
         }
@@ -149,6 +161,7 @@ impl FetchExec {
             spec: Arc::clone(&self.spec),
             store: self.store.clone(),
             limit,
+            gets: OnceLock::new(),
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
         }
@@ -276,8 +289,11 @@ impl ExecutionPlan for FetchExec {
             let partitions = self.properties.output_partitioning().partition_count().max(1);
             let consumer = MemoryConsumer::new(format!("FetchExec[{partition}]")).register(context.memory_pool());
             let budget = Budget::new(options.fetch_bytes / partitions, consumer);
+            let concurrency = options.fetch_concurrency.clamp(1, Semaphore::MAX_PERMITS);
+            let gets = self.gets.get_or_init(|| Arc::new(Semaphore::new(concurrency)));
             let reader = Reader {
                 store,
+                gets: Arc::clone(gets),
                 base: spec.base.clone(),
                 max_bytes: options.max_object_bytes.min(MAX_BATCH_BYTES) as u64,
                 metrics,
@@ -287,7 +303,7 @@ impl ExecutionPlan for FetchExec {
                 input,
                 reader: Arc::new(reader),
                 policy: RowPolicy::new(&options),
-                concurrency: (options.fetch_concurrency / partitions).max(1),
+                queued: concurrency.saturating_mul(QUEUED).div_ceil(partitions),
                 // A quarter: the next batch is read while one waits for the query.
                 batch_bytes: (budget.total as usize / 4).max(1),
                 budget,
@@ -392,6 +408,7 @@ struct Object {
 #[derive(Debug)]
 struct Reader {
     store: Arc<dyn ObjectStore>,
+    gets: Arc<Semaphore>,
     base: Base,
     /// The largest object that is read.
     max_bytes: u64,
@@ -419,6 +436,8 @@ impl Reader {
         let Some(key) = self.base.key_of(&object.path) else {
             return internal_err!("{} is not in {}", object.path, self.base.store());
         };
+        let turn = self.gets.acquire().await;
+        let _turn = turn.map_err(|e| internal_datafusion_err!("nobody may read any more: {e}"))?;
         self.metrics.gets.add(1);
         let started = Instant::now();
         let (body, requests) = io::count_requests(self.get(&key, object.size)).await;
@@ -594,8 +613,8 @@ struct Pipeline {
     input: SendableRecordBatchStream,
     reader: Arc<Reader>,
     policy: RowPolicy,
-    /// GETs at the same time.
-    concurrency: usize,
+    /// GETs that are queued, or whose objects wait for those before them.
+    queued: usize,
     /// Bytes with which a batch is handed on, however few its rows are.
     batch_bytes: usize,
     budget: Budget,
@@ -638,7 +657,7 @@ impl Pipeline {
         let mut reading = FuturesOrdered::new();
         let mut next = None;
         loop {
-            while reading.len() < self.concurrency {
+            while reading.len() < self.queued {
                 if next.is_none() {
                     next = self.next_object().await?;
                 }
@@ -685,7 +704,7 @@ impl Pipeline {
         Ok(None)
     }
 
-    /// Begins a GET, as a task that is aborted when it is dropped.
+    /// Queues a GET, as a task that is aborted when it is dropped.
     fn start(&self, object: Object, held: Held) -> SpawnedTask<Result<(Result<Bytes, RowError>, Held)>> {
         let reader = Arc::clone(&self.reader);
         SpawnedTask::spawn(async move { Ok((reader.read(&object).await?, held)) })

@@ -11,7 +11,7 @@
 //! | `options` | the `images.*` options |
 //! | `location` | locations, object keys and paths |
 //! | `pattern` | path patterns: columns from the path |
-//! | `listing` | LIST, filters on it, rows |
+//! | `listing` | LIST in parallel, filters on it, rows |
 //! | `fetch` | `FetchExec`, which reads content |
 //!
 //! A scan lists when the query is planned, so that filters on path, label and metadata are decided
@@ -145,11 +145,12 @@ impl TableProvider for ImageTable {
         let predicate = conjunction(filters.to_vec())
             .map(|filter| state.create_physical_expr(filter, &DFSchema::try_from(Arc::clone(self.lister.schema()))?))
             .transpose()?;
-        let listing = self.lister.list(store, predicate, limit).await?;
-
         let schema = project_schema(&self.schema, projection)?;
+        let columns = needed_columns(self.lister.schema(), &schema);
+        let listing = self.lister.list(store, predicate, limit, columns).await?;
+
         let partitions = state.config().target_partitions();
-        let (leaf, spec) = plan(&self.lister, &listing, schema, partitions, state.config().batch_size())?;
+        let (leaf, spec) = plan(&self.lister, &listing, schema, partitions)?;
         Ok(Arc::new(FetchExec::new(leaf, spec, self.store.clone(), limit)))
     }
 }
@@ -174,59 +175,61 @@ fn is_about_listing(filter: &Expr, listing: &Schema) -> Result<bool> {
     Ok(known && !needs_query && !filter.is_volatile())
 }
 
-/// The listing as a leaf that holds only what is needed above it, and what [`FetchExec`] makes of it.
+/// The columns of the listing that it takes to return the columns of `schema`.
+fn needed_columns(listing: &Schema, schema: &Schema) -> Vec<usize> {
+    let is_read = |name: &str| schema.index_of(name).is_ok();
+    let is_needed = |name: &str| is_read(name) || (is_read("content") && matches!(name, "path" | "size"));
+    let fields = listing.fields().iter().enumerate();
+    let needed: Vec<_> = fields
+        .clone()
+        .filter(|(_, field)| is_needed(field.name()))
+        .map(|(i, _)| i)
+        .collect();
+    if !needed.is_empty() {
+        return needed;
+    }
+    // Rows without columns cannot be taken apart; numbers are the smallest.
+    fields
+        .filter(|(_, field)| field.name() == "size")
+        .map(|(i, _)| i)
+        .collect()
+}
+
+/// The listing as a leaf, and what [`FetchExec`] makes of it.
 fn plan(
     lister: &Lister,
     listing: &Listing,
     schema: SchemaRef,
     partitions: usize,
-    batch_size: usize,
 ) -> Result<(Arc<dyn ExecutionPlan>, FetchSpec)> {
-    let reads_content = schema.index_of("content").is_ok();
-    let is_needed = |name: &str| name == "path" || (reads_content && name == "size") || schema.index_of(name).is_ok();
-    let needed: Vec<usize> = lister
-        .schema()
-        .fields()
-        .iter()
-        .enumerate()
-        .filter(|(_, f)| is_needed(f.name()))
-        .map(|(i, _)| i)
-        .collect();
-    let rows = listing.rows.project(&needed)?;
+    let rows = &listing.rows;
     let columns = schema
         .fields()
         .iter()
         .map(|field| rows.schema_ref().index_of(field.name()).ok())
         .collect::<Vec<_>>();
-
-    let sizes = listing
-        .rows
-        .column_by_name("size")
-        .and_then(|column| column.as_primitive_opt::<Int64Type>());
-    let sizes = sizes.ok_or_else(|| internal_datafusion_err!("a listing has no sizes"))?;
-    let size_of = |size: &i64| {
-        if reads_content {
-            u64::try_from(*size).unwrap_or(0)
-        } else {
-            0
-        }
+    let reads_content = columns.contains(&None);
+    let partitions = partitions.min(rows.num_rows().div_ceil(MIN_ROWS_PER_PARTITION)).max(1);
+    let (partitions, bytes) = if reads_content {
+        let sizes = rows
+            .column_by_name("size")
+            .and_then(|column| column.as_primitive_opt::<Int64Type>())
+            .ok_or_else(|| internal_datafusion_err!("a listing has no sizes"))?;
+        let sizes = sizes.values().iter().map(|size| u64::try_from(*size).unwrap_or(0));
+        let costs = sizes.clone().map(|size| size.saturating_add(COST_PER_OBJECT));
+        let dealt = deal(costs, partitions)
+            .into_iter()
+            .map(|part| Ok(vec![take_record_batch(rows, &UInt32Array::from(part))?]))
+            .collect::<Result<Vec<_>>>()?;
+        (dealt, sizes.fold(0, u64::saturating_add))
+    } else {
+        (shares(rows, partitions), 0)
     };
-    let bytes = sizes.values().iter().map(size_of).fold(0, u64::saturating_add);
-    let costs = sizes
-        .values()
-        .iter()
-        .map(|size| size_of(size).saturating_add(COST_PER_OBJECT));
-    let partitions = deal(
-        costs,
-        partitions.min(rows.num_rows().div_ceil(MIN_ROWS_PER_PARTITION)).max(1),
-    )
-    .into_iter()
-    .map(|part| batches(&take_record_batch(&rows, &UInt32Array::from(part))?, batch_size))
-    .collect::<Result<Vec<_>>>()?;
 
-    let path = rows.schema_ref().index_of("path")?;
+    let ordering = rows.schema_ref().index_of("path").ok();
+    let ordering = ordering.and_then(|path| LexOrdering::new([by_path(path)]));
     let source = MemorySourceConfig::try_new(&partitions, rows.schema(), None)?
-        .try_with_sort_information(LexOrdering::new([by_path(path)]).into_iter().collect())?;
+        .try_with_sort_information(ordering.into_iter().collect())?;
     let locations: Vec<_> = lister.locations().iter().map(ToString::to_string).collect();
     let base = lister.locations().first().map(|location| location.base().clone());
     let spec = FetchSpec {
@@ -263,11 +266,14 @@ fn deal(costs: impl Iterator<Item = u64>, partitions: usize) -> Vec<Vec<u32>> {
     dealt
 }
 
-fn batches(rows: &RecordBatch, batch_size: usize) -> Result<Vec<RecordBatch>> {
-    let starts = (0..rows.num_rows()).step_by(batch_size.max(1));
-    Ok(starts
-        .map(|start| rows.slice(start, batch_size.max(1).min(rows.num_rows() - start)))
-        .collect())
+/// Equal shares of rows, one after the other, which hold the rows in common.
+fn shares(rows: &RecordBatch, partitions: usize) -> Vec<Vec<RecordBatch>> {
+    let share = rows.num_rows().div_ceil(partitions.max(1));
+    let share_at = |partition: usize| {
+        let start = rows.num_rows().min(partition * share);
+        vec![rows.slice(start, share.min(rows.num_rows() - start))]
+    };
+    (0..partitions).map(share_at).collect()
 }
 
 /// Makes image tables: `CREATE EXTERNAL TABLE … STORED AS IMAGES`.

@@ -6,6 +6,7 @@
 //! | [`image`] | the image type, decoding, resizing, cropping, inspecting, encoding |
 //! | [`embed`] | networks: the registry of models, preprocessing, engines, `embed` and `models()` |
 //! | [`ml`] | statistics over vectors: standardizing and principal components |
+//! | [`memory`] | the ceiling of a session's memory |
 //! | [`settings`] | the `pomona.*` settings that the functions read |
 //! | [`policy`] | what happens to a row whose image is broken |
 //!
@@ -21,6 +22,7 @@
 
 pub mod embed;
 pub mod image;
+pub mod memory;
 pub mod ml;
 pub mod policy;
 pub mod settings;

@@ -12,36 +12,75 @@ use datafusion::common::config::{ConfigEntry, ConfigExtension, ConfigOptions, Ex
 use datafusion::common::config_err;
 use datafusion::error::{DataFusionError, Result};
 
+use crate::memory::{MemoryBudget, parse_size};
 use crate::policy::FailureCounts;
 
-/// What happens to a row whose image cannot be read, decoded or processed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnError {
-    /// The query fails.
-    Fail,
-    /// The result is NULL, and the row is counted.
-    Null,
-}
-
-impl Display for OnError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fail => "fail",
-            Self::Null => "null",
-        })
-    }
-}
-
-impl FromStr for OnError {
-    type Err = DataFusionError;
-
-    fn from_str(value: &str) -> Result<Self> {
-        match value.to_ascii_lowercase().as_str() {
-            "fail" => Ok(Self::Fail),
-            "null" => Ok(Self::Null),
-            other => config_err!("pomona.on_error is 'fail' or 'null', not '{other}'"),
+/// A setting that is one of a few words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $setting:literal, $one_of:literal: $($(#[$word_doc:meta])* $variant:ident = $word:literal),+) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$word_doc])* $variant),+
         }
-    }
+
+        impl Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $word),+
+                })
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = DataFusionError;
+
+            fn from_str(value: &str) -> Result<Self> {
+                match value.to_ascii_lowercase().as_str() {
+                    $($word => Ok(Self::$variant),)+
+                    other => config_err!("{} is {}, not '{other}'", $setting, $one_of),
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// What happens to a row whose image cannot be read, decoded or processed.
+    OnError, "pomona.on_error", "'fail' or 'null'":
+    /// The query fails.
+    Fail = "fail",
+    /// The result is NULL, and the row is counted.
+    Null = "null"
+}
+
+words! {
+    /// What runs networks.
+    EngineChoice, "pomona.engine", "'auto', 'onnxruntime' or 'tract'":
+    /// onnxruntime where its library is found and takes the network, otherwise tract.
+    Auto = "auto",
+    /// onnxruntime, or an error.
+    OnnxRuntime = "onnxruntime",
+    /// tract, which is part of the program.
+    Tract = "tract"
+}
+
+words! {
+    /// Where networks run.
+    Device, "pomona.device", "'cpu' or 'cuda'":
+    /// On the processor's cores.
+    Cpu = "cpu",
+    /// On the first NVIDIA GPU, by an onnxruntime that was built for it.
+    Cuda = "cuda"
+}
+
+words! {
+    /// How JPEGs are decoded that are much larger than what is needed of them.
+    DecodeMode, "pomona.decode", "'exact' or 'fast'":
+    /// Every pixel, as Pillow does.
+    Exact = "exact",
+    /// By a smaller transform, to some eighths of their size, before they are resized.
+    Fast = "fast"
 }
 
 /// The `pomona.*` settings of a session.
@@ -60,6 +99,14 @@ pub struct PomonaOptions {
     pub fetch_bytes: usize,
     /// The largest object that is read, in bytes.
     pub max_object_bytes: usize,
+    /// What runs networks.
+    pub engine: EngineChoice,
+    /// Where networks run.
+    pub device: Device,
+    /// How large JPEGs are decoded.
+    pub decode: DecodeMode,
+    /// The ceiling of the session's memory; `pomona.memory_limit` is its limit. Clones share it.
+    pub memory: Arc<MemoryBudget>,
     /// Rows that became NULL; not a setting, but it travels with them into the functions.
     pub failures: Arc<FailureCounts>,
 }
@@ -70,9 +117,13 @@ impl Default for PomonaOptions {
             on_error: OnError::Fail,
             max_image_pixels: 178_956_970,
             models_dir: String::new(),
-            fetch_concurrency: 32,
+            fetch_concurrency: 128,
             fetch_bytes: 64 << 20,
             max_object_bytes: 256 << 20,
+            engine: EngineChoice::Auto,
+            device: Device::Cpu,
+            decode: DecodeMode::Exact,
+            memory: Arc::default(),
             failures: Arc::default(),
         }
     }
@@ -123,6 +174,16 @@ impl ExtensionOptions for PomonaOptions {
             "fetch_concurrency" => self.fetch_concurrency = parse_positive(key, value)?,
             "fetch_bytes" => self.fetch_bytes = parse_positive(key, value)?,
             "max_object_bytes" => self.max_object_bytes = parse_positive(key, value)?,
+            "engine" => self.engine = value.parse()?,
+            "device" => self.device = value.parse()?,
+            "decode" => self.decode = value.parse()?,
+            "memory_limit" => self.memory.set_limit(match value {
+                "0" | "none" => None,
+                size => Some(
+                    parse_size(size)
+                        .map_err(|e| DataFusionError::Configuration(format!("pomona.{key} = '{value}': {e}")))?,
+                ),
+            }),
             _ => {
                 let known: Vec<_> = self.entries().into_iter().map(|e| e.key).collect();
                 return config_err!("there is no setting pomona.{key}; there are: {}", known.join(", "));
@@ -169,6 +230,22 @@ impl ExtensionOptions for PomonaOptions {
                 "max_object_bytes",
                 self.max_object_bytes.to_string(),
                 "The largest object that is read, in bytes",
+            ),
+            entry(
+                "engine",
+                self.engine.to_string(),
+                "What runs networks: 'onnxruntime', 'tract', or 'auto' (onnxruntime where its library is found)",
+            ),
+            entry("device", self.device.to_string(), "Where networks run: 'cpu' or 'cuda'"),
+            entry(
+                "decode",
+                self.decode.to_string(),
+                "How JPEGs are decoded that will shrink by more than 2: 'exact' (as Pillow) or 'fast' (smaller at once)",
+            ),
+            entry(
+                "memory_limit",
+                self.memory.limit().map_or("none".to_owned(), |bytes| bytes.to_string()),
+                "The most memory of the session, as '4GB'; 'none': no limit",
             ),
         ]
     }

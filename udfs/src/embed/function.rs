@@ -1,26 +1,29 @@
 //! [`Embed`] and [`ResnetEmbed`]: the SQL functions `embed` and `resnet_embed`.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, FixedSizeListArray, Float32Array, NullBufferBuilder};
 use arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::HashMap;
 use datafusion::common::config::ConfigOptions;
+use datafusion::common::hash_map::Entry;
 use datafusion::common::{ScalarValue, exec_err, internal_err, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 use datafusion_macros::user_doc;
+use rayon::prelude::*;
 
 use super::graph::Output;
-use super::registry::{self, LoadedModel};
-use crate::image::decode::decode;
-use crate::image::{ImageView, SourceColumn, coerce_content_or_image};
+use super::registry::{self, LoadedModel, ModelSettings};
+use crate::image::decode::decoding_bytes;
+use crate::image::{Scratch, SourceColumn, coerce_content_or_image};
+use crate::memory::Share;
 use crate::policy::{RowError, RowPolicy, Stage};
 use crate::settings::PomonaOptions;
 
-/// Images that are preprocessed before the engine runs: bounds the memory that they take.
-const ROWS_PER_RUN: usize = 8;
 /// The most values of a batch of vectors: 1 GiB.
 const MAX_VALUES: usize = 1 << 28;
 /// The model of `resnet_embed` where none is named.
@@ -56,8 +59,8 @@ channels, height, width for NCHW. `'logits'`: what the classification head gives
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Embed {
     signature: Signature,
-    /// The setting `pomona.models_dir`: at planning it cannot be asked for.
-    models_dir: String,
+    /// The session's settings: at planning they cannot be asked for.
+    models: ModelSettings,
 }
 
 /// `resnet_embed(content_or_image [, model])`
@@ -84,8 +87,8 @@ FROM (SELECT * FROM images('sample://fruits/Training/') ORDER BY path LIMIT 1);
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct ResnetEmbed {
     signature: Signature,
-    /// The setting `pomona.models_dir`: at planning it cannot be asked for.
-    models_dir: String,
+    /// The session's settings: at planning they cannot be asked for.
+    models: ModelSettings,
 }
 
 /// Both functions are one, with and without a default model; they differ in name and documentation.
@@ -93,15 +96,17 @@ macro_rules! embed_function {
     ($function:ident, $name:literal, $arguments:pat, $usage:literal) => {
         impl Default for $function {
             fn default() -> Self {
-                Self::new(String::new())
+                Self::new(ModelSettings::default())
             }
         }
 
         impl $function {
-            fn new(models_dir: String) -> Self {
+            fn new(models: ModelSettings) -> Self {
+                // The same image has the same vector. But what is volatile the optimizer neither repeats nor
+                // moves, and running a network twice costs more than anything that it could gain.
                 Self {
-                    signature: Signature::user_defined(Volatility::Immutable),
-                    models_dir,
+                    signature: Signature::user_defined(Volatility::Volatile),
+                    models,
                 }
             }
         }
@@ -130,11 +135,11 @@ macro_rules! embed_function {
             }
 
             fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
-                return_field($name, &self.models_dir, args.scalar_arguments)
+                return_field($name, &self.models, args.scalar_arguments)
             }
 
             fn with_updated_config(&self, config: &ConfigOptions) -> Option<ScalarUDF> {
-                Some(Self::new(PomonaOptions::from_config(config).models_dir).into())
+                Some(Self::new(ModelSettings::from(&PomonaOptions::from_config(config))).into())
             }
 
             fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -163,7 +168,7 @@ fn coerce(function: &str, arg_types: &[DataType]) -> Result<Vec<DataType>> {
 }
 
 /// Loads the model that the literals among the arguments name.
-fn load(function: &str, models_dir: &str, arguments: &[Option<&ScalarValue>]) -> Result<Arc<LoadedModel>> {
+fn load(function: &str, models: &ModelSettings, arguments: &[Option<&ScalarValue>]) -> Result<Arc<LoadedModel>> {
     let literal = |i: usize| match arguments.get(i) {
         None => Ok(None),
         Some(argument) => match argument.and_then(|value| value.try_as_str()).flatten() {
@@ -179,11 +184,11 @@ fn load(function: &str, models_dir: &str, arguments: &[Option<&ScalarValue>]) ->
         Ok(output) => output,
         Err(cause) => return plan_err!("{function}: {cause}"),
     };
-    registry::load(model, output, models_dir)
+    registry::load(model, output, models)
 }
 
-fn return_field(function: &str, models_dir: &str, arguments: &[Option<&ScalarValue>]) -> Result<FieldRef> {
-    let model = load(function, models_dir, arguments)?;
+fn return_field(function: &str, models: &ModelSettings, arguments: &[Option<&ScalarValue>]) -> Result<FieldRef> {
+    let model = load(function, models, arguments)?;
     Ok(Arc::new(Field::new(
         function,
         embedding_type(model.dimensions())?,
@@ -212,7 +217,7 @@ fn invoke(function: &str, args: &ScalarFunctionArgs) -> Result<ColumnarValue> {
             ColumnarValue::Array(_) => None,
         })
         .collect();
-    let model = load(function, &options.models_dir, &literals)?;
+    let model = load(function, &ModelSettings::from(&options), &literals)?;
     if embedding_type(model.dimensions())? != *args.return_type() {
         return exec_err!(
             "model '{}' gives {} values here, and gave another number where the query was planned: it was replaced, \
@@ -231,59 +236,162 @@ fn invoke(function: &str, args: &ScalarFunctionArgs) -> Result<ColumnarValue> {
     }
 }
 
-/// Embeds a column of encoded bytes or images.
+/// Embeds a column of encoded bytes or images, on all cores.
 fn embed(sources: &ArrayRef, model: &LoadedModel, options: &PomonaOptions) -> Result<ArrayRef> {
     let (rows, dimensions) = (sources.len(), model.dimensions());
-    let Some(length) = rows.checked_mul(dimensions).filter(|length| *length <= MAX_VALUES) else {
+    if rows.checked_mul(dimensions).is_none_or(|length| length > MAX_VALUES) {
         return exec_err!(
             "infer: {rows} rows with vectors of {dimensions} values are too much memory at once: \
              SET datafusion.execution.batch_size to at most {}",
             (MAX_VALUES / dimensions).max(1)
         );
-    };
+    }
     let column = SourceColumn::try_new(sources.as_ref())?;
-    let policy = RowPolicy::new(options);
-    let mut vectors = Vectors {
-        values: vec![0.0; length],
-        valid: vec![false; rows],
-        dimensions,
+    let embedder = Embedder {
+        model,
+        options,
+        policy: RowPolicy::new(options),
+        threads: model.threads(&options.memory)?,
     };
+    let (distinct, repeated) = distinct_rows(&column, rows);
+    // A thread takes some rows through all stages: so the cores are busy however few partitions there are,
+    // and an image's pixels are read again while they are in the core's cache.
+    let embedded: Vec<Result<Vectors>> = distinct
+        .par_chunks(model.batch_rows())
+        .map(|rows| WORKER.with_borrow_mut(|worker| embedder.run(&column, rows, worker)))
+        .collect();
 
-    let preprocess = model.preprocess();
-    let mut batch = vec![0.0; preprocess.values() * rows.min(ROWS_PER_RUN)];
-    let mut waiting = Vec::with_capacity(ROWS_PER_RUN);
-    for row in 0..rows {
-        let (start, end) = (
-            waiting.len() * preprocess.values(),
-            (waiting.len() + 1) * preprocess.values(),
-        );
-        let input = &mut batch[start..end];
-        let prepared = match &column {
-            SourceColumn::Content(column) => column.get(row).map(|content| {
-                let image = decode(content, options.max_image_pixels)?;
-                preprocess.run(image.view(), options.max_image_pixels, input)
-            }),
-            SourceColumn::Image(column) => column.get(row, Stage::Infer).map(|image| {
-                let image: ImageView<'_> = image?;
-                if preprocess.fits(image) {
-                    preprocess.normalize(image, input);
-                    return Ok(());
-                }
-                preprocess.run(image, options.max_image_pixels, input)
-            }),
-        };
-        if let Some(prepared) = prepared
-            && policy.apply(prepared)?.is_some()
-        {
-            waiting.push(row);
-        }
-        if waiting.len() == ROWS_PER_RUN {
-            vectors.infer(model, &batch, &waiting, &policy)?;
-            waiting.clear();
+    let mut all = Vectors::new(rows, dimensions);
+    let mut distinct = distinct.into_iter();
+    for vectors in embedded {
+        let vectors = vectors?;
+        for (from, row) in (0..vectors.valid.len()).zip(distinct.by_ref()) {
+            all.values[row * dimensions..][..dimensions]
+                .copy_from_slice(&vectors.values[from * dimensions..][..dimensions]);
+            all.valid[row] = vectors.valid[from];
         }
     }
-    vectors.infer(model, &batch, &waiting, &policy)?;
-    vectors.finish()
+    for (row, first) in repeated {
+        all.values
+            .copy_within(first * dimensions..(first + 1) * dimensions, row * dimensions);
+        all.valid[row] = all.valid[first];
+    }
+    all.finish()
+}
+
+/// The rows to embed, and those that repeat an earlier row's bytes or pixels (as joins do), with that row.
+fn distinct_rows(column: &SourceColumn<'_>, rows: usize) -> (Vec<usize>, Vec<(usize, usize)>) {
+    let (mut distinct, mut repeated) = (vec![], vec![]);
+    let mut seen: HashMap<(u32, u32, &[u8]), usize> = HashMap::new();
+    for row in 0..rows {
+        let key = match column {
+            SourceColumn::Content(column) => column.get(row).map(|content| (0, 0, content)),
+            SourceColumn::Image(column) => match column.get(row, Stage::Infer) {
+                Some(Ok(image)) => Some((image.width, image.height, image.data)),
+                Some(Err(_)) | None => None,
+            },
+        };
+        match key.map(|key| seen.entry(key)) {
+            Some(Entry::Occupied(first)) => repeated.push((row, *first.get())),
+            Some(Entry::Vacant(entry)) => {
+                entry.insert(row);
+                distinct.push(row);
+            }
+            None => distinct.push(row),
+        }
+    }
+    (distinct, repeated)
+}
+
+/// What a thread keeps from one batch to the next.
+#[derive(Default)]
+struct Worker {
+    /// Preprocessed images, one after the other.
+    batch: Vec<f32>,
+    scratch: Scratch,
+}
+
+thread_local! {
+    static WORKER: RefCell<Worker> = RefCell::default();
+}
+
+/// Embeds rows of one column, on any thread.
+struct Embedder<'a> {
+    model: &'a LoadedModel,
+    options: &'a PomonaOptions,
+    policy: RowPolicy,
+    /// Threads that may run the network.
+    threads: usize,
+}
+
+impl Embedder<'_> {
+    /// Reserves what decoding takes, while others that decode give theirs back.
+    fn hold_pixels(&self, content: &[u8]) -> Result<Option<Share>> {
+        if self.options.memory.limit().is_none() {
+            return Ok(None);
+        }
+        let bytes = decoding_bytes(content, self.options.max_image_pixels);
+        bytes
+            .map(|bytes| self.options.memory.share(bytes, "decode: an image"))
+            .transpose()
+    }
+
+    /// The vectors of `rows`, which are at most [`LoadedModel::batch_rows`].
+    fn run(&self, column: &SourceColumn<'_>, rows: &[usize], worker: &mut Worker) -> Result<Vectors> {
+        let (model, options) = (self.model, self.options);
+        let preprocess = model.preprocess();
+        let values = preprocess.values();
+        worker.batch.resize(values * model.batch_rows(), 0.0);
+        let mut prepared = Vec::with_capacity(rows.len());
+        for (i, row) in rows.iter().enumerate() {
+            let input = &mut worker.batch[prepared.len() * values..][..values];
+            let result = match column {
+                SourceColumn::Content(column) => match column.get(*row) {
+                    Some(content) => {
+                        let _held = self.hold_pixels(content)?;
+                        let (mode, max_pixels) = (options.decode, options.max_image_pixels);
+                        Some(preprocess.run_encoded(content, mode, max_pixels, &mut worker.scratch, input))
+                    }
+                    None => None,
+                },
+                SourceColumn::Image(column) => column.get(*row, Stage::Infer).map(|image| {
+                    let image = image?;
+                    if preprocess.fits(image) {
+                        preprocess.normalize(image, input);
+                        return Ok(());
+                    }
+                    preprocess.run(image, options.max_image_pixels, &mut worker.scratch, input)
+                }),
+            };
+            if let Some(result) = result
+                && self.policy.apply(result)?.is_some()
+            {
+                prepared.push(i);
+            }
+        }
+        let mut vectors = Vectors::new(rows.len(), model.dimensions());
+        if prepared.is_empty() {
+            return Ok(vectors);
+        }
+        let mut inferred = vec![0.0; prepared.len() * model.dimensions()];
+        model.infer(&worker.batch, prepared.len(), self.threads, &mut inferred)?;
+        for (i, vector) in prepared.iter().zip(inferred.chunks_exact(model.dimensions())) {
+            let checked = if vector.iter().all(|value| value.is_finite()) {
+                Ok(())
+            } else {
+                let cause = format!(
+                    "model '{}' gives NaN or infinite values for this image",
+                    model.info().name
+                );
+                Err(RowError::new(Stage::Infer, cause))
+            };
+            if self.policy.apply(checked)?.is_some() {
+                vectors.values[i * model.dimensions()..][..model.dimensions()].copy_from_slice(vector);
+                vectors.valid[*i] = true;
+            }
+        }
+        Ok(vectors)
+    }
 }
 
 /// A column of vectors that is being filled.
@@ -294,28 +402,12 @@ struct Vectors {
 }
 
 impl Vectors {
-    /// Runs the network on the inputs at the front of `batch`, which belong to `rows`.
-    fn infer(&mut self, model: &LoadedModel, batch: &[f32], rows: &[usize], policy: &RowPolicy) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
+    fn new(rows: usize, dimensions: usize) -> Self {
+        Self {
+            values: vec![0.0; rows * dimensions],
+            valid: vec![false; rows],
+            dimensions,
         }
-        let inferred = model.infer(batch, rows.len())?;
-        for (row, vector) in rows.iter().zip(inferred.chunks_exact(self.dimensions)) {
-            let checked = if vector.iter().all(|value| value.is_finite()) {
-                Ok(())
-            } else {
-                let cause = format!(
-                    "model '{}' gives NaN or infinite values for this image",
-                    model.info().name
-                );
-                Err(RowError::new(Stage::Infer, cause))
-            };
-            if policy.apply(checked)?.is_some() {
-                self.values[row * self.dimensions..][..self.dimensions].copy_from_slice(vector);
-                self.valid[*row] = true;
-            }
-        }
-        Ok(())
     }
 
     fn finish(self) -> Result<ArrayRef> {

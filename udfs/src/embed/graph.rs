@@ -18,6 +18,11 @@
 //!    below them (VGG, AlexNet, vision transformers). What is below is the embedding, pooled where
 //!    it is a map.
 //!
+//! # Quantized networks
+//! A QLinear operator counts as the operator that it quantizes, and QuantizeLinear and
+//! DequantizeLinear change nothing. Where the embedding is a value of 8 bits, a DequantizeLinear with
+//! its scale and zero point becomes the output, so that a vector is float32 in any case.
+//!
 //! An ONNX graph says nothing of what its layers are for: the projection of an embedding network
 //! looks like a classifier, and its result is what `'logits'` gives.
 
@@ -226,10 +231,12 @@ fn layout_by_use(graph: &GraphProto, image: &str) -> Option<Layout> {
         if !node.input.iter().any(|input| input == value) {
             continue;
         }
-        match node.op_type.as_str() {
+        match operator(node) {
             "Conv" | "MaxPool" | "AveragePool" | "BatchNormalization" => return Some(Layout::Nchw),
             "Transpose" if ints(node, "perm") == [0, 3, 1, 2] => return Some(Layout::Nhwc),
-            "Add" | "Sub" | "Mul" | "Div" | "Cast" | "Clip" | "Identity" | "Pad" => value = node.output.first()?,
+            "Add" | "Sub" | "Mul" | "Div" | "Cast" | "Clip" | "Identity" | "Pad" | QUANTIZE | DEQUANTIZE => {
+                value = node.output.first()?;
+            }
             _ => return None,
         }
     }
@@ -260,7 +267,12 @@ pub fn headless(mut model: ModelProto, input: &ImageInput, output: Output) -> Re
         Output::Logits => return Err(GraphError::NoHead),
     };
     let layout = trunk.layout_of(value);
-    let value = value.to_owned();
+    let dequantize = trunk.dequantize(value);
+    let mut value = value.to_owned();
+    if let Some(node) = dequantize {
+        value.clone_from(&node.name);
+        graph.node.push(node);
+    }
     keep_only(graph, value);
     Ok(Headless { model, layout })
 }
@@ -319,20 +331,26 @@ struct Head<'a> {
     exists: bool,
 }
 
+/// From float32 to 8 bits.
+const QUANTIZE: &str = "QuantizeLinear";
+/// And back.
+const DEQUANTIZE: &str = "DequantizeLinear";
 /// Operators with weights: without one there is no classifier.
 const WEIGHTED: [&str; 3] = ["Conv", "Gemm", "MatMul"];
 /// Operators of which the dense end of a network is made.
-const DENSE_END: [&str; 16] = [
+const DENSE_END: [&str; 18] = [
     "Add",
     "BatchNormalization",
     "Cast",
     "Clip",
+    DEQUANTIZE,
     "Dropout",
     "Flatten",
     "Gemm",
     "Identity",
     "LogSoftmax",
     "MatMul",
+    QUANTIZE,
     "Relu",
     "Reshape",
     "Softmax",
@@ -351,13 +369,15 @@ const DENSE_BEGIN: [&str; 7] = [
     "Transpose",
 ];
 /// Operators that may stand between the classifier of class maps and their pool.
-const BETWEEN_CLASS_MAPS: [&str; 8] = [
+const BETWEEN_CLASS_MAPS: [&str; 10] = [
     "Add",
     "BatchNormalization",
     "Clip",
+    DEQUANTIZE,
     "Dropout",
     "Identity",
     "LeakyRelu",
+    QUANTIZE,
     "Relu",
     "Transpose",
 ];
@@ -475,7 +495,7 @@ impl<'a> Trunk<'a> {
         };
         let (pool, above) = (self.nodes[position], &self.nodes[position + 1..]);
         let map = self.features(pool);
-        if above.iter().any(|node| WEIGHTED.contains(&node.op_type.as_str())) {
+        if above.iter().any(|node| WEIGHTED.contains(&operator(node))) {
             let pooled = pool.output.first().map_or(map, String::as_str);
             return Head {
                 pooled,
@@ -502,7 +522,7 @@ impl<'a> Trunk<'a> {
 
     /// Does a node of the trunk pool a whole map?
     fn is_global_pool(&self, node: &'a NodeProto) -> bool {
-        match node.op_type.as_str() {
+        match operator(node) {
             "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => true,
             // Caffe and older exporters name the size of the map. Without inferring shapes a large
             // kernel is the sign: pools between layers have 2 or 3.
@@ -511,8 +531,8 @@ impl<'a> Trunk<'a> {
                 kernel.len() == 2 && kernel.iter().all(|side| *side >= 4)
             }
             "ReduceMean" | "ReduceMax" => {
-                // The axes are an attribute before opset 18, an input from then on.
-                let axes = match node.input.get(1) {
+                // The axes are an attribute before opset 18 and in QLinearReduceMean, an input otherwise.
+                let axes = match node.input.get(1).filter(|_| operator(node) == node.op_type) {
                     Some(axes) => self.constant_ints(axes).unwrap_or_default(),
                     None => ints(node, "axes").to_vec(),
                 };
@@ -534,38 +554,44 @@ impl<'a> Trunk<'a> {
     fn class_maps(&self, position: usize) -> Option<&'a NodeProto> {
         let below = (0..position)
             .rev()
-            .find(|i| !(self.shared[*i] && BETWEEN_CLASS_MAPS.contains(&self.nodes[*i].op_type.as_str())))?;
+            .find(|i| !(self.shared[*i] && BETWEEN_CLASS_MAPS.contains(&operator(self.nodes[*i]))))?;
         let classifier = self.nodes[below];
-        if !self.shared[below] || classifier.op_type != "Conv" {
+        if !self.shared[below] || operator(classifier) != "Conv" {
             return None;
         }
         let above = &self.nodes[position + 1..];
         let softmax = above
             .iter()
-            .any(|node| matches!(node.op_type.as_str(), "Softmax" | "LogSoftmax"));
-        let weights = self
-            .graph
-            .initializer
-            .iter()
-            .find(|tensor| classifier.input.get(1) == Some(&tensor.name));
-        let channels = weights.and_then(|tensor| tensor.dims.first());
-        (softmax || channels.is_some_and(|channels| IMAGENET_CLASSES.contains(channels))).then_some(classifier)
+            .any(|node| matches!(operator(node), "Softmax" | "LogSoftmax"));
+        let imagenet = self
+            .channels(classifier)
+            .is_some_and(|channels| IMAGENET_CLASSES.contains(&channels));
+        (softmax || imagenet).then_some(classifier)
+    }
+
+    /// The channels that a convolution makes: the first dimension of its weights.
+    fn channels(&self, convolution: &NodeProto) -> Option<i64> {
+        let position = if convolution.op_type == "QLinearConv" { 3 } else { 1 };
+        let mut weights = convolution.input.get(position)?;
+        // In the QDQ form 8-bit weights are dequantized by nodes of their own.
+        for node in self.graph.node.iter().rev() {
+            if matches!(node.op_type.as_str(), QUANTIZE | DEQUANTIZE) && node.output.first() == Some(weights) {
+                weights = node.input.first()?;
+            }
+        }
+        let tensor = self.graph.initializer.iter().find(|tensor| tensor.name == *weights)?;
+        tensor.dims.first().copied()
     }
 
     /// The first node of the dense layers that end the network.
     fn dense_end(&self) -> Option<&'a NodeProto> {
-        let is_end = |i: &usize| self.shared[*i] && DENSE_END.contains(&self.nodes[*i].op_type.as_str());
+        let is_end = |i: &usize| self.shared[*i] && DENSE_END.contains(&operator(self.nodes[*i]));
         let length = (0..self.nodes.len()).rev().take_while(is_end).count();
         let end = &self.nodes[self.nodes.len() - length..];
-        if !end
-            .iter()
-            .any(|node| matches!(node.op_type.as_str(), "Gemm" | "MatMul"))
-        {
+        if !end.iter().any(|node| matches!(operator(node), "Gemm" | "MatMul")) {
             return None;
         }
-        end.iter()
-            .copied()
-            .find(|node| DENSE_BEGIN.contains(&node.op_type.as_str()))
+        end.iter().copied().find(|node| DENSE_BEGIN.contains(&operator(node)))
     }
 
     /// The output, or what goes into the Softmax that ends the network.
@@ -573,9 +599,9 @@ impl<'a> Trunk<'a> {
         // The last node of the trunk makes the output, and the one before it what that takes, as long
         // as they have one input each.
         for &node in self.nodes.iter().rev() {
-            match node.op_type.as_str() {
+            match operator(node) {
                 "Softmax" | "LogSoftmax" => return self.features(node),
-                "Cast" | "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Transpose" => {}
+                "Cast" | "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Transpose" | QUANTIZE | DEQUANTIZE => {}
                 _ => break,
             }
         }
@@ -589,7 +615,8 @@ impl<'a> Trunk<'a> {
             if !node.output.iter().any(|output| output == value) {
                 continue;
             }
-            match node.op_type.as_str() {
+            match operator(node) {
+                _ if attribute(node, "channels_last").is_some_and(|last| last.i == 1) => return Layout::Nhwc,
                 "Transpose" if ints(node, "perm") == [0, 2, 3, 1] => return Layout::Nhwc,
                 "Transpose" if ints(node, "perm") == [0, 3, 1, 2] => return Layout::Nchw,
                 "AveragePool"
@@ -606,6 +633,57 @@ impl<'a> Trunk<'a> {
         self.input.layout
     }
 
+    /// The node that makes a quantized value float32; `None` where it already is.
+    fn dequantize(&self, value: &'a str) -> Option<NodeProto> {
+        let mut input = vec![value.to_owned()];
+        input.extend(self.quantization(value)?.iter().cloned());
+        let mut name = format!("{value}_dequantized");
+        while self.graph.node.iter().any(|node| node.output.contains(&name)) {
+            name.push('_');
+        }
+        Some(NodeProto {
+            input,
+            output: vec![name.clone()],
+            name,
+            op_type: DEQUANTIZE.to_owned(),
+            ..NodeProto::default()
+        })
+    }
+
+    /// Scale and, unless it is 0, zero point of a quantized value; `None` where it is float32. The
+    /// node that made the value has them among its inputs.
+    fn quantization(&self, mut value: &'a str) -> Option<&'a [String]> {
+        for &node in self.nodes.iter().rev() {
+            if !node.output.iter().any(|output| output == value) {
+                continue;
+            }
+            let position = match node.op_type.as_str() {
+                "QLinearConcat" => 0,
+                QUANTIZE => 1,
+                "QLinearAveragePool"
+                | "QLinearGlobalAveragePool"
+                | "QLinearLeakyRelu"
+                | "QLinearReduceMean"
+                | "QLinearSigmoid"
+                | "QLinearSoftmax" => 3,
+                "QLinearAdd" | "QLinearConv" | "QLinearMatMul" | "QLinearMul" => 6,
+                // Without them, it makes float32.
+                "QGemm" => 7,
+                // These take values of 8 bits and keep their scale.
+                "Clip" | "Concat" | "Dropout" | "Flatten" | "Gather" | "Identity" | "MaxPool" | "Pad" | "Relu"
+                | "Reshape" | "Resize" | "Slice" | "Split" | "Squeeze" | "Transpose" | "Unsqueeze" => {
+                    value = self.features(node);
+                    continue;
+                }
+                _ => return None,
+            };
+            let inputs = node.input.get(position..)?;
+            let given = inputs.iter().take(2).take_while(|input| !input.is_empty()).count();
+            return inputs.get(..given).filter(|inputs| !inputs.is_empty());
+        }
+        None
+    }
+
     /// The values of a constant list of integers: an initializer or a Constant node.
     fn constant_ints(&self, name: &str) -> Option<Vec<i64>> {
         if let Some(tensor) = self.graph.initializer.iter().find(|tensor| tensor.name == name) {
@@ -617,6 +695,14 @@ impl<'a> Trunk<'a> {
             Some(tensor) => Some(tensor_ints(tensor)),
             None => Some(ints(node, "value_ints").to_vec()),
         }
+    }
+}
+
+/// What a node computes, quantized or not: `Conv` for a QLinearConv.
+fn operator(node: &NodeProto) -> &str {
+    match node.op_type.as_str() {
+        "QGemm" => "Gemm",
+        name => name.strip_prefix("QLinear").unwrap_or(name),
     }
 }
 
@@ -656,6 +742,8 @@ pub(crate) fn external_entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use std::fs;
+
     use tract_onnx::prelude::Framework;
 
     use super::super::networks::onnx;
@@ -714,6 +802,129 @@ mod tests {
         assert_eq!(again.graph.unwrap().node.len(), nodes);
         let map = headless(pooled, &input, Output::Flatten).unwrap().model;
         assert_eq!(map.graph.unwrap().node.len(), nodes - 1);
+    }
+
+    /// A small network that onnxruntime has quantized, see `tests/references/make_quantized.py`.
+    fn quantized(name: &str) -> ModelProto {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/references/quantized");
+        let file = fs::read(format!("{folder}/{name}/model.onnx")).unwrap();
+        tract_onnx::onnx().proto_model_for_read(&mut file.as_slice()).unwrap()
+    }
+
+    #[test]
+    fn a_quantized_network_is_cut_where_its_output_is_and_gives_float32() {
+        let (pooled, flatten, logits) = (Output::Pooled, Output::Flatten, Output::Logits);
+        for (name, output, value, scale) in [
+            // Values of 8 bits: the quantizer names their scales after the values that they quantize.
+            ("residual-qoperator", pooled, "pooled_quantized", "pooled"),
+            ("residual-qoperator", flatten, "map_quantized", "map"),
+            ("residual-qoperator", logits, "logits_quantized", "logits"),
+            (
+                "class-maps-qoperator",
+                pooled,
+                "map_before_relu_quantized",
+                "map_before_relu",
+            ),
+            (
+                "class-maps-qoperator",
+                flatten,
+                "map_before_relu_quantized",
+                "map_before_relu",
+            ),
+            ("class-maps-qoperator", logits, "flatten8_quantized", "logits"),
+            ("dense-qoperator", pooled, "map_quantized", "map_before_relu"),
+            ("dense-qoperator", flatten, "map_quantized", "map_before_relu"),
+            ("dense-qoperator", logits, "logits_quantized", "logits"),
+            // Values of float32, most of them made of 8 bits by the network itself.
+            ("residual-qdq", pooled, "pooled", ""),
+            ("residual-qdq", flatten, "map_DequantizeLinear_Output", ""),
+            ("residual-qdq", logits, "logits_DequantizeLinear_Output", ""),
+            ("class-maps-qdq", pooled, "map_DequantizeLinear_Output", ""),
+            ("class-maps-qdq", flatten, "map_DequantizeLinear_Output", ""),
+            ("class-maps-qdq", logits, "flatten8_DequantizeLinear_Output", ""),
+            ("dense-qdq", pooled, "map_DequantizeLinear_Output", ""),
+            ("dense-qdq", flatten, "map_DequantizeLinear_Output", ""),
+            ("dense-qdq", logits, "logits", ""),
+        ] {
+            let what = format!("{name} {output:?}");
+            let whole = quantized(name);
+            let input = image_input(&whole).unwrap();
+            let cut = headless(whole, &input, output).unwrap();
+            assert_eq!(cut.layout, Layout::Nchw, "{what}");
+            let domains = cut.model.opset_import.iter().map(|set| set.domain.clone());
+            let domains: HashSet<String> = domains.collect();
+            let graph = cut.model.graph.unwrap();
+            assert!(graph.node.iter().all(|node| domains.contains(&node.domain)), "{what}");
+
+            let last = graph.node.last().unwrap();
+            assert_eq!(graph.output[0].name, last.output[0], "{what}");
+            if scale.is_empty() {
+                assert_eq!(last.output[0], value, "{what}");
+                continue;
+            }
+            assert_eq!(last.op_type, DEQUANTIZE, "{what}");
+            let [scale, zero_point] = ["scale", "zero_point"].map(|part| format!("{scale}_{part}"));
+            assert_eq!(last.input, [value, scale.as_str(), zero_point.as_str()], "{what}");
+            for constant in [scale, zero_point] {
+                assert!(graph.initializer.iter().any(|tensor| tensor.name == constant), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn class_maps_are_told_by_quantized_weights() {
+        for (name, logits) in [
+            ("class-maps-qoperator", "flatten8_quantized_dequantized"),
+            ("class-maps-qdq", "flatten8_DequantizeLinear_Output"),
+        ] {
+            let mut whole = quantized(name);
+            let input = image_input(&whole).unwrap();
+            let graph = whole.graph.as_mut().unwrap();
+            // Without its Softmax, it classifies only if these are ImageNet's classes.
+            let softmax = graph.node.iter().position(|node| operator(node) == "Softmax").unwrap();
+            graph.output[0].name = graph.node[softmax].input[0].clone();
+            let without = headless(whole.clone(), &input, Output::Logits);
+            assert_eq!(without.unwrap_err(), GraphError::NoHead, "{name}");
+
+            let weights = &mut whole.graph.as_mut().unwrap().initializer;
+            let weights = weights.iter_mut().find(|tensor| tensor.name == "w4_quantized");
+            weights.unwrap().dims[0] = IMAGENET_CLASSES[0];
+            let cut = headless(whole, &input, Output::Logits).unwrap();
+            let output = cut.model.graph.unwrap().output.remove(0).name;
+            assert_eq!(output, logits, "{name}");
+        }
+    }
+
+    #[test]
+    fn broken_quantized_networks_do_no_harm() {
+        for name in [
+            "residual-qoperator",
+            "class-maps-qoperator",
+            "dense-qoperator",
+            "residual-qdq",
+        ] {
+            let whole = quantized(name);
+            let nodes = whole.graph.as_ref().unwrap().node.len();
+            for (broken, inputs) in (0..nodes).flat_map(|node| (0..10).map(move |inputs| (node, inputs))) {
+                let mut whole = whole.clone();
+                let graph = whole.graph.as_mut().unwrap();
+                let last = graph.node[nodes - 1].output[0].clone();
+                let node = &mut graph.node[broken];
+                // Fewer inputs, then a cycle, then the name that a dequantized value would get.
+                node.input.truncate(inputs);
+                match inputs {
+                    8 => node.input.push(last),
+                    9 => node.output[0].push_str("_dequantized"),
+                    _ => {}
+                }
+                let Ok(input) = image_input(&whole) else { continue };
+                for output in [Output::Pooled, Output::Flatten, Output::Logits] {
+                    if let Ok(cut) = headless(whole.clone(), &input, output) {
+                        assert_eq!(cut.model.graph.unwrap().output.len(), 1, "{name}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -14,8 +14,10 @@ pub mod function;
 pub mod graph;
 pub mod models;
 pub mod preprocess;
+mod protobuf;
 pub mod readout;
 pub mod registry;
+pub mod strides;
 
 #[cfg(test)]
 #[path = "../../../tests/common/networks.rs"]

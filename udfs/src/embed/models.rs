@@ -24,7 +24,9 @@ use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude::Framework;
 
 use super::graph::{ImageInput, Output, external_entry, image_input, is_external};
-use super::registry::{self, CONFIG_FILE, LoadedModel, MAX_MODEL_BYTES, MODEL_FILE, ModelInfo, ModelSource};
+use super::registry::{
+    self, CONFIG_FILE, LoadedModel, MAX_MODEL_BYTES, MODEL_FILE, ModelInfo, ModelSettings, ModelSource,
+};
 use crate::settings::PomonaOptions;
 
 /// `models()`: the models that can be found, with what is wrong with those that are broken.
@@ -75,9 +77,9 @@ impl TableProvider for ModelsTable {
         _filters: &[Expr],
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let models_dir = PomonaOptions::from_config(state.config_options()).models_dir;
+        let settings = ModelSettings::from(&PomonaOptions::from_config(state.config_options()));
         // Reads files, and runs each network once.
-        let batch = SpawnedTask::spawn_blocking(move || models_batch(&models_dir))
+        let batch = SpawnedTask::spawn_blocking(move || models_batch(&settings))
             .join_unwind()
             .await
             .map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))??;
@@ -90,11 +92,11 @@ impl TableProvider for ModelsTable {
 }
 
 /// One row per model.
-fn models_batch(models_dir: &str) -> Result<RecordBatch> {
-    let sources = registry::list(models_dir);
+fn models_batch(settings: &ModelSettings) -> Result<RecordBatch> {
+    let sources = registry::list(&settings.models_dir);
     let described: Vec<Result<ModelInfo, String>> = sources
         .iter()
-        .map(|source| registry::describe(source).map_err(|e| e.message().into_owned()))
+        .map(|source| registry::describe(source, settings.engine).map_err(|e| e.message().into_owned()))
         .collect();
 
     let strings = |of: fn(&ModelInfo) -> &str| -> ArrayRef {
@@ -231,7 +233,7 @@ pub fn add_model(name: &str, onnx_path: &Path, preset: Preset, models_dir: &Path
     let file = draft.0.join(CONFIG_FILE);
     fs::write(&file, format!("{:#}\n", preset.config(&input))).map_err(|e| unwritable(&file, &e))?;
     let draft_model = ModelSource::in_folder(name, draft.0.clone());
-    let loaded = LoadedModel::open(&draft_model, Output::Pooled)
+    let loaded = LoadedModel::open(&draft_model, Output::Pooled, ModelSettings::default().engine)
         .map_err(|e| e.context(format!("{} was not added", onnx_path.display())))?;
     let info = loaded.info().clone();
 

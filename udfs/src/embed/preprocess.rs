@@ -11,10 +11,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::graph::{ImageInput, Layout, MAX_SIDE};
-use crate::image::crop::center_crop;
-use crate::image::resize::{Filter, resize};
-use crate::image::{Image, ImageView};
+use crate::image::crop::center;
+use crate::image::decode::decode_into;
+use crate::image::resize::{Filter, resize_into};
+use crate::image::{Image, ImageView, Scratch};
 use crate::policy::{RowError, Stage};
+use crate::settings::DecodeMode;
 
 /// Pillow's filters, in the order of their numbers.
 const FILTERS: [&str; 6] = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"];
@@ -246,20 +248,67 @@ impl Preprocess {
         (image.height, image.width) == (self.height, self.width)
     }
 
-    /// The whole preprocessing, into [`Self::values`] values. At no time are there images of more
-    /// than `max_pixels`.
+    /// The whole preprocessing of encoded bytes, into [`Self::values`] values. At no time are there
+    /// images of more than `max_pixels`.
+    ///
+    /// # Errors
+    /// Where the image cannot be decoded or resized, or is of another size and nothing resizes it.
+    pub fn run_encoded(
+        &self,
+        content: &[u8],
+        mode: DecodeMode,
+        max_pixels: u64,
+        scratch: &mut Scratch,
+        values: &mut [f32],
+    ) -> Result<(), RowError> {
+        let target = |width, height| match mode {
+            DecodeMode::Exact => None,
+            DecodeMode::Fast => self.resize.map(|resize| resize.target(width, height)),
+        };
+        let Scratch {
+            decoded,
+            between,
+            resized,
+        } = scratch;
+        let outcome = decode_into(content, max_pixels, target, decoded)
+            .and_then(|image| self.run_with(image, max_pixels, between, resized, values));
+        scratch.trim();
+        outcome
+    }
+
+    /// The whole preprocessing of a decoded image, into [`Self::values`] values. At no time are there
+    /// images of more than `max_pixels`.
     ///
     /// # Errors
     /// Where the image cannot be resized, or is of another size and nothing resizes it.
-    pub fn run(&self, image: ImageView<'_>, max_pixels: u64, values: &mut [f32]) -> Result<(), RowError> {
-        let (rgb, resized, cropped);
+    pub fn run(
+        &self,
+        image: ImageView<'_>,
+        max_pixels: u64,
+        scratch: &mut Scratch,
+        values: &mut [f32],
+    ) -> Result<(), RowError> {
+        let outcome = self.run_with(image, max_pixels, &mut scratch.between, &mut scratch.resized, values);
+        scratch.trim();
+        outcome
+    }
+
+    fn run_with(
+        &self,
+        image: ImageView<'_>,
+        max_pixels: u64,
+        between: &mut Vec<u8>,
+        resized: &mut Vec<u8>,
+        values: &mut [f32],
+    ) -> Result<(), RowError> {
+        let rgb;
         let mut image = image;
         if image.channels == 4 {
             // Before resizing, as Pillow's convert("RGB") does: transparent pixels do not weigh less.
             rgb = without_alpha(image);
             image = rgb.view();
         }
-        if let Some((width, height)) = self.resize.map(|resize| resize.target(image)) {
+        if let Some((width, height)) = self.resize.map(|resize| resize.target(image.width, image.height)) {
             let allowed = width * height <= max_pixels;
             let (Ok(width), Ok(height), true) = (u32::try_from(width), u32::try_from(height), allowed) else {
                 return Err(RowError::new(
@@ -271,16 +320,14 @@ impl Preprocess {
                     ),
                 ));
             };
-            if (width, height) != (image.width, image.height) {
-                resized = resize(image, width, height, self.filter)?;
-                image = resized.view();
-            }
+            image = resize_into(image, (width, height), self.filter, between, resized)?;
         }
         if let Some((height, width)) = self.crop
             && (height, width) != (image.height, image.width)
         {
-            cropped = center_crop(image, width, height)?;
-            image = cropped.view();
+            let middle = center(image, width, height)?;
+            self.normalize_rows(middle.rows(image), image.channels, values);
+            return Ok(());
         }
         if !self.fits(image) {
             return Err(RowError::new(
@@ -301,25 +348,42 @@ impl Preprocess {
 
     /// Only the pixels' values, for an image that [fits](Self::fits).
     pub fn normalize(&self, image: ImageView<'_>, values: &mut [f32]) {
-        let source = match (image.channels, self.flip) {
+        let stride = image.width as usize * usize::from(image.channels);
+        self.normalize_rows(image.data.chunks_exact(stride.max(1)), image.channels, values);
+    }
+
+    fn normalize_rows<'a>(&self, rows: impl Iterator<Item = &'a [u8]>, channels: u8, values: &mut [f32]) {
+        let source = match (channels, self.flip) {
             (1, _) => [0, 0, 0],
             (_, false) => [0, 1, 2],
             (_, true) => [2, 1, 0],
         };
-        let pixels = image.data.chunks_exact(usize::from(image.channels).max(1));
+        let channels = usize::from(channels).max(1);
+        let width = self.width as usize;
         match self.layout {
             Layout::Nhwc => {
-                for (pixel, values) in pixels.zip(values.chunks_exact_mut(3)) {
-                    for ((value, table), source) in values.iter_mut().zip(self.table.iter()).zip(source) {
-                        *value = table[usize::from(pixel[source])];
+                for (row, values) in rows.zip(values.chunks_exact_mut(width * 3)) {
+                    for (pixel, values) in row.chunks_exact(channels).zip(values.chunks_exact_mut(3)) {
+                        for ((value, table), source) in values.iter_mut().zip(self.table.iter()).zip(source) {
+                            *value = table[usize::from(pixel[source])];
+                        }
                     }
                 }
             }
             Layout::Nchw => {
-                let planes = values.chunks_exact_mut(self.values() / 3);
-                for ((plane, table), source) in planes.zip(self.table.iter()).zip(source) {
-                    for (pixel, value) in pixels.clone().zip(plane) {
-                        *value = table[usize::from(pixel[source])];
+                let (first, rest) = values.split_at_mut(self.values() / 3);
+                let (second, third) = rest.split_at_mut(self.values() / 3);
+                let planes = first
+                    .chunks_exact_mut(width)
+                    .zip(second.chunks_exact_mut(width))
+                    .zip(third.chunks_exact_mut(width));
+                for (row, ((first, second), third)) in rows.zip(planes) {
+                    for ((plane, table), source) in
+                        [first, second, third].into_iter().zip(self.table.iter()).zip(source)
+                    {
+                        for (pixel, value) in row.chunks_exact(channels).zip(plane) {
+                            *value = table[usize::from(pixel[source])];
+                        }
                     }
                 }
             }
@@ -328,10 +392,10 @@ impl Preprocess {
 }
 
 impl Resize {
-    /// Width and height that an image gets; the longer side is cut to whole pixels as torchvision
+    /// Width and height that an image of this width and height gets; the longer side is cut to whole pixels as torchvision
     /// does it, `int(size * long / short)`. Their product is below 2^56.
-    fn target(self, image: ImageView<'_>) -> (u64, u64) {
-        let (width, height) = (u64::from(image.width).max(1), u64::from(image.height).max(1));
+    fn target(self, width: u32, height: u32) -> (u64, u64) {
+        let (width, height) = (u64::from(width).max(1), u64::from(height).max(1));
         match self {
             Self::Exact(height, width) => (u64::from(width), u64::from(height)),
             Self::ShortestEdge(edge) if width <= height => (u64::from(edge), u64::from(edge) * height / width),
@@ -413,12 +477,12 @@ mod tests {
         let mut values = [0.0; 6];
         Preprocess::new(CAFFE, &input(Layout::Nhwc, 1, 2))
             .unwrap()
-            .run(image, 100, &mut values)
+            .run(image, 100, &mut Scratch::default(), &mut values)
             .unwrap();
         assert_eq!(values, expected);
         Preprocess::new(CAFFE, &input(Layout::Nchw, 1, 2))
             .unwrap()
-            .run(image, 100, &mut values)
+            .run(image, 100, &mut Scratch::default(), &mut values)
             .unwrap();
         let [a, b, c, d, e, f] = expected;
         assert_eq!(values, [a, d, b, e, c, f]);
@@ -451,6 +515,7 @@ mod tests {
                     data: &[1, 2, 3, 4],
                 },
                 1,
+                &mut Scratch::default(),
                 &mut values,
             )
             .unwrap();
@@ -459,15 +524,9 @@ mod tests {
 
     #[test]
     fn the_longer_side_is_cut_to_whole_pixels() {
-        let image = |width, height| ImageView {
-            width,
-            height,
-            channels: 3,
-            data: &[],
-        };
-        assert_eq!(Resize::ShortestEdge(256).target(image(100, 37)), (691, 256));
-        assert_eq!(Resize::ShortestEdge(256).target(image(37, 100)), (256, 691));
-        assert_eq!(Resize::Exact(2, 3).target(image(37, 100)), (3, 2));
+        assert_eq!(Resize::ShortestEdge(256).target(100, 37), (691, 256));
+        assert_eq!(Resize::ShortestEdge(256).target(37, 100), (256, 691));
+        assert_eq!(Resize::Exact(2, 3).target(37, 100), (3, 2));
     }
 
     #[test]

@@ -20,16 +20,18 @@ use std::time::SystemTime;
 
 use datafusion::common::{exec_datafusion_err, plan_datafusion_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use sha2::{Digest, Sha256};
 use tract_onnx::pb::ModelProto;
-use tract_onnx::prelude::Framework;
 
-use super::engines::Engine;
-use super::engines::tract::TractEngine;
+use super::engines::{self, Engine, EngineSettings};
 use super::graph::{Output, headless, image_input};
 use super::preprocess::Preprocess;
+use super::protobuf::{self, ReadError};
 use super::readout::Readout;
+use super::strides::skip_unread;
+use crate::memory::MemoryBudget;
+use crate::settings::PomonaOptions;
 
 /// The network, in a model's folder.
 pub const MODEL_FILE: &str = "model.onnx";
@@ -143,7 +145,8 @@ impl ModelSource {
         plan_datafusion_err!("model '{}': {file}: {cause}", self.name)
     }
 
-    fn open(&self, file: &str, max_bytes: u64) -> Result<Box<dyn Read>> {
+    /// Opens one of the model's files; with its length.
+    fn open(&self, file: &str, max_bytes: u64) -> Result<(Box<dyn Read>, u64)> {
         let broken = |e: io::Error| match e.kind() {
             io::ErrorKind::NotFound => self.broken(
                 file,
@@ -163,16 +166,21 @@ impl ModelSource {
                     return Err(self.broken(file, format!("it is no file of at most {max_bytes} bytes")));
                 }
                 // A file that grows while it is read stays bounded too.
-                Ok(Box::new(opened.take(max_bytes)))
+                Ok((Box::new(opened.take(max_bytes)), metadata.len()))
             }
-            Place::Program(bundled) if file == CONFIG_FILE => Ok(Box::new(bundled.config.as_bytes())),
-            Place::Program(bundled) => Ok(Box::new(bundled.onnx)),
+            Place::Program(bundled) => {
+                let bytes = match file {
+                    CONFIG_FILE => bundled.config.as_bytes(),
+                    _ => bundled.onnx,
+                };
+                Ok((Box::new(bytes), bytes.len() as u64))
+            }
         }
     }
 
     fn read_config(&self) -> Result<String> {
         let mut config = String::new();
-        let mut file = self.open(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+        let (mut file, _) = self.open(CONFIG_FILE, MAX_CONFIG_BYTES)?;
         file.read_to_string(&mut config)
             .map_err(|e| self.broken(CONFIG_FILE, e))?;
         Ok(config)
@@ -180,13 +188,16 @@ impl ModelSource {
 
     /// The network, and the sha256 of its file.
     fn read_network(&self) -> Result<(ModelProto, String)> {
+        let (inner, length) = self.open(MODEL_FILE, MAX_MODEL_BYTES)?;
         let mut file = Hashed {
-            inner: self.open(MODEL_FILE, MAX_MODEL_BYTES)?,
+            inner,
             sha256: Sha256::new(),
         };
-        let network = tract_onnx::onnx()
-            .proto_model_for_read(&mut file)
-            .map_err(|e| self.broken(MODEL_FILE, format!("it is no ONNX network, or cut off: {e:#}")))?;
+        let network = usize::try_from(length)
+            .map_err(io::Error::other)
+            .map_err(ReadError::from)
+            .and_then(|length| protobuf::read(&mut file, length))
+            .map_err(|e| self.broken(MODEL_FILE, format!("it is no ONNX network, or cut off: {e}")))?;
         Ok((network, format!("{:x}", file.sha256.finalize())))
     }
 }
@@ -337,6 +348,33 @@ pub struct ModelInfo {
     pub location: String,
 }
 
+/// What the session's settings say of models.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ModelSettings {
+    /// `pomona.models_dir`: folders before the usual ones.
+    pub models_dir: String,
+    /// What runs them.
+    pub engine: EngineSettings,
+}
+
+impl From<&PomonaOptions> for ModelSettings {
+    fn from(options: &PomonaOptions) -> Self {
+        Self {
+            models_dir: options.models_dir.clone(),
+            engine: EngineSettings {
+                choice: options.engine,
+                device: options.device,
+            },
+        }
+    }
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self::from(&PomonaOptions::default())
+    }
+}
+
 /// A network that is ready to embed images.
 #[derive(Debug)]
 pub struct LoadedModel {
@@ -345,19 +383,29 @@ pub struct LoadedModel {
     engine: Box<dyn Engine>,
     readout: Readout,
     inferred: AtomicU64,
+    running: Mutex<usize>,
+    returned: Condvar,
 }
 
 impl LoadedModel {
     /// Reads, cuts, optimizes and runs a network once.
-    pub(super) fn open(source: &ModelSource, output: Output) -> Result<Self> {
+    pub(super) fn open(source: &ModelSource, output: Output, engine: EngineSettings) -> Result<Self> {
         let config = source.read_config()?;
         let (network, sha256) = source.read_network()?;
         let input = image_input(&network).map_err(|e| source.broken(MODEL_FILE, e))?;
         let preprocess = Preprocess::new(&config, &input).map_err(|e| source.broken(CONFIG_FILE, e))?;
-        let network = headless(network, &input, output).map_err(|e| source.broken(MODEL_FILE, e))?;
+        let mut network = headless(network, &input, output).map_err(|e| source.broken(MODEL_FILE, e))?;
+        skip_unread(&mut network.model);
         let shape = input.shape(preprocess.height(), preprocess.width());
-        let engine = TractEngine::load(&network.model, shape).map_err(|e| source.broken(MODEL_FILE, e))?;
-        let (readout, dimensions) = Readout::new(output, input.layout, network.layout, engine.output_shape())
+        let again = || {
+            let (network, _) = source.read_network().map_err(|e| e.message().into_owned())?;
+            let mut network = headless(network, &input, output).map_err(|e| e.to_string())?;
+            skip_unread(&mut network.model);
+            Ok(network.model)
+        };
+        let layout = network.layout;
+        let engine = engines::load(network.model, shape, again, engine).map_err(|e| source.broken(MODEL_FILE, e))?;
+        let (readout, dimensions) = Readout::new(output, input.layout, layout, engine.output_shape())
             .map_err(|e| source.broken(MODEL_FILE, e))?;
         let info = ModelInfo {
             name: source.name.clone(),
@@ -373,9 +421,11 @@ impl LoadedModel {
         Ok(Self {
             info,
             preprocess,
-            engine: Box::new(engine),
+            engine,
             readout,
             inferred: AtomicU64::new(0),
+            running: Mutex::new(0),
+            returned: Condvar::new(),
         })
     }
 
@@ -394,28 +444,71 @@ impl LoadedModel {
         self.info.dimensions
     }
 
+    /// The most rows that [`LoadedModel::infer`] takes, and with which it is fastest.
+    pub fn batch_rows(&self) -> usize {
+        self.engine.batch_rows()
+    }
+
+    /// How many threads may run the network, so that it stays within the session's memory; it is
+    /// reserved there.
+    ///
+    /// # Errors
+    /// Where the memory is too small even for one.
+    pub fn threads(&self, memory: &MemoryBudget) -> Result<usize> {
+        let cores = rayon::current_num_threads();
+        let key = (self.info.sha256.clone(), self.engine.name());
+        memory
+            .keep_model(key, cores, |threads| self.engine.memory(threads))
+            .map_err(|e| exec_datafusion_err!("infer: model '{}': {e}", self.info.name))
+    }
+
     /// Images that went through the network since it was loaded.
     pub fn inferred(&self) -> u64 {
         self.inferred.load(Ordering::Relaxed)
     }
 
-    /// Embeds `rows` preprocessed images, one after the other in `batch`; so are the vectors.
+    /// Embeds `rows` preprocessed images, at most [`LoadedModel::batch_rows`], one after the other in
+    /// `batch`; so are the vectors. Waits while `threads` others run the network.
     ///
     /// # Errors
     /// Where the engine fails.
-    pub fn infer(&self, batch: &[f32], rows: usize) -> Result<Vec<f32>> {
+    pub fn infer(&self, batch: &[f32], rows: usize, threads: usize, vectors: &mut [f32]) -> Result<()> {
+        let turn = self.turn(threads);
         let failed = |e| exec_datafusion_err!("infer: model '{}': {e}", self.info.name);
-        let values = self.engine.run(batch, rows).map_err(failed)?;
-        self.inferred.fetch_add(rows as u64, Ordering::Relaxed);
         if self.readout == Readout::Copy {
-            return Ok(values);
+            self.engine.run(batch, rows, vectors).map_err(failed)?;
+        } else {
+            let length: usize = self.engine.output_shape().iter().product();
+            let mut values = vec![0.0; rows * length];
+            self.engine.run(batch, rows, &mut values).map_err(failed)?;
+            drop(turn);
+            let vectors = vectors.chunks_exact_mut(self.info.dimensions);
+            for (values, vector) in values.chunks_exact(length).zip(vectors) {
+                self.readout.apply(values, vector);
+            }
         }
-        let mut vectors = vec![0.0; rows * self.info.dimensions];
-        let values = values.chunks_exact(self.engine.output_shape().iter().product());
-        for (values, vector) in values.zip(vectors.chunks_exact_mut(self.info.dimensions)) {
-            self.readout.apply(values, vector);
+        self.inferred.fetch_add(rows as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits until fewer than `threads` run the network.
+    fn turn(&self, threads: usize) -> Turn<'_> {
+        let mut running = self.running.lock();
+        while *running >= threads {
+            self.returned.wait(&mut running);
         }
-        Ok(vectors)
+        *running += 1;
+        Turn(self)
+    }
+}
+
+/// One thread's turn at the network.
+struct Turn<'a>(&'a LoadedModel);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.running.lock() -= 1;
+        self.0.returned.notify_one();
     }
 }
 
@@ -450,17 +543,18 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     }
 }
 
-static LOADED: LazyLock<Cache<(Identity, Output), Arc<LoadedModel>>> = LazyLock::new(Cache::new);
-static DESCRIBED: LazyLock<Cache<Identity, ModelInfo>> = LazyLock::new(Cache::new);
+static LOADED: LazyLock<Cache<(Identity, Output, EngineSettings), Arc<LoadedModel>>> = LazyLock::new(Cache::new);
+static DESCRIBED: LazyLock<Cache<(Identity, EngineSettings), ModelInfo>> = LazyLock::new(Cache::new);
 
-/// The model `name`, ready to give `output`; `models_dir` is the setting `pomona.models_dir`.
+/// The model `name`, ready to give `output`.
 ///
 /// # Errors
 /// Where there is no such model, or it is broken: its file, what is wrong with it and what to do.
-pub fn load(name: &str, output: Output, models_dir: &str) -> Result<Arc<LoadedModel>> {
-    let source = find(name, models_dir)?;
-    LOADED.get_or_make((source.identity(), output), source.stamp(), || {
-        Ok(Arc::new(LoadedModel::open(&source, output)?))
+pub fn load(name: &str, output: Output, settings: &ModelSettings) -> Result<Arc<LoadedModel>> {
+    let source = find(name, &settings.models_dir)?;
+    let key = (source.identity(), output, settings.engine);
+    LOADED.get_or_make(key, source.stamp(), || {
+        Ok(Arc::new(LoadedModel::open(&source, output, settings.engine)?))
     })
 }
 
@@ -468,9 +562,9 @@ pub fn load(name: &str, output: Output, models_dir: &str) -> Result<Arc<LoadedMo
 ///
 /// # Errors
 /// Where the model is broken: its file, what is wrong with it and what to do.
-pub fn describe(source: &ModelSource) -> Result<ModelInfo> {
-    DESCRIBED.get_or_make(source.identity(), source.stamp(), || {
-        Ok(LoadedModel::open(source, Output::Pooled)?.info)
+pub fn describe(source: &ModelSource, engine: EngineSettings) -> Result<ModelInfo> {
+    DESCRIBED.get_or_make((source.identity(), engine), source.stamp(), || {
+        Ok(LoadedModel::open(source, Output::Pooled, engine)?.info)
     })
 }
 
@@ -490,10 +584,17 @@ mod tests {
         fs::write(models.join(name).join(CONFIG_FILE), RAW).unwrap();
     }
 
+    fn settings(models: &Path) -> ModelSettings {
+        ModelSettings {
+            models_dir: models.to_str().unwrap().to_owned(),
+            ..ModelSettings::default()
+        }
+    }
+
     #[test]
     fn networks_of_every_topology_run() {
         let models = tempfile::tempdir().unwrap();
-        let models_dir = models.path().to_str().unwrap();
+        let settings = settings(models.path());
         for (kind, pooled, positions) in [
             ("resnet50-keras", 256, 2 * 2),
             ("resnet50-torchvision", 256, 2 * 2),
@@ -503,7 +604,7 @@ mod tests {
         ] {
             add(models.path(), kind, &onnx(kind, 8, 64));
             let embed = |output| {
-                let model = load(kind, output, models_dir).unwrap();
+                let model = load(kind, output, &settings).unwrap();
                 let image: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7 % 251) as u8).collect();
                 let image = crate::image::ImageView {
                     width: 64,
@@ -515,8 +616,13 @@ mod tests {
                 model
                     .preprocess()
                     .normalize(image, &mut batch[..model.preprocess().values()]);
-                let vectors = model.infer(&batch, 2).unwrap();
-                assert_eq!(vectors.len(), model.dimensions() * 2, "{kind}");
+                let mut vectors = vec![0.0; model.dimensions() * 2];
+                for (image, vector) in batch
+                    .chunks_exact(model.preprocess().values())
+                    .zip(vectors.chunks_exact_mut(model.dimensions()))
+                {
+                    model.infer(image, 1, 1, vector).unwrap();
+                }
                 assert_eq!(model.inferred(), 2, "{kind}");
                 assert!(vectors.iter().all(|value| value.is_finite()), "{kind}");
                 vectors[..model.dimensions()].to_vec()
@@ -545,15 +651,16 @@ mod tests {
     #[test]
     fn a_broken_model_names_its_file_and_is_listed() {
         let models = tempfile::tempdir().unwrap();
-        let models_dir = models.path().to_str().unwrap();
+        let settings = settings(models.path());
+        let models_dir = settings.models_dir.as_str();
         for kind in ["two-inputs", "rank-2", "truncated"] {
             add(models.path(), kind, &onnx(kind, 8, 32));
-            let error = load(kind, Output::Pooled, models_dir).unwrap_err().to_string();
+            let error = load(kind, Output::Pooled, &settings).unwrap_err().to_string();
             assert!(error.contains(kind) && error.contains(MODEL_FILE), "{error}");
         }
         add(models.path(), "no-preprocessing", &onnx("vgg", 8, 32));
         fs::remove_file(models.path().join("no-preprocessing").join(CONFIG_FILE)).unwrap();
-        let error = load("no-preprocessing", Output::Pooled, models_dir)
+        let error = load("no-preprocessing", Output::Pooled, &settings)
             .unwrap_err()
             .to_string();
         assert!(
@@ -565,7 +672,7 @@ mod tests {
         assert!(
             listed
                 .iter()
-                .any(|source| source.name() == "rank-2" && describe(source).is_err())
+                .any(|source| source.name() == "rank-2" && describe(source, settings.engine).is_err())
         );
     }
 
@@ -592,17 +699,17 @@ mod tests {
     #[test]
     fn a_model_is_loaded_once_until_its_files_change() {
         let models = tempfile::tempdir().unwrap();
-        let models_dir = models.path().to_str().unwrap();
+        let settings = settings(models.path());
         add(models.path(), "vgg", &onnx("vgg", 8, 32));
         let loaded: Vec<_> = std::thread::scope(|scope| {
-            let load = || load("vgg", Output::Pooled, models_dir).unwrap();
+            let load = || load("vgg", Output::Pooled, &settings).unwrap();
             let threads = [scope.spawn(load), scope.spawn(load)];
             threads.map(|thread| thread.join().unwrap()).into()
         });
         assert!(Arc::ptr_eq(&loaded[0], &loaded[1]));
 
         fs::write(models.path().join("vgg").join(CONFIG_FILE), "{}").unwrap();
-        let reloaded = load("vgg", Output::Pooled, models_dir).unwrap();
+        let reloaded = load("vgg", Output::Pooled, &settings).unwrap();
         assert!(!Arc::ptr_eq(&loaded[0], &reloaded));
         assert!(reloaded.info().preprocessing.contains("/255"));
         assert_eq!(reloaded.info().sha256.len(), 64);

@@ -28,7 +28,7 @@ const TOLERANCE: u8 = 10;
 
 /// Columns and rows of pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rectangle {
+pub(crate) struct Rectangle {
     x: usize,
     y: usize,
     width: usize,
@@ -36,14 +36,18 @@ struct Rectangle {
 }
 
 impl Rectangle {
-    /// Copies the pixels; the rectangle lies inside of the image.
+    /// The pixels, row by row; the rectangle lies inside of the image.
+    pub(crate) fn rows(self, image: ImageView<'_>) -> impl Iterator<Item = &[u8]> {
+        let pixel = usize::from(image.channels).max(1);
+        let stride = (image.width as usize * pixel).max(1);
+        let rows = image.data.chunks_exact(stride).skip(self.y).take(self.height);
+        rows.map(move |row| &row[self.x * pixel..][..self.width * pixel])
+    }
+
+    /// Copies the pixels.
     fn cut(self, image: ImageView<'_>) -> Image {
-        let pixel = usize::from(image.channels);
-        let stride = image.width as usize * pixel;
-        let mut data = Vec::with_capacity(self.width * self.height * pixel);
-        for row in image.data.chunks_exact(stride).skip(self.y).take(self.height) {
-            data.extend_from_slice(&row[self.x * pixel..][..self.width * pixel]);
-        }
+        let mut data = Vec::with_capacity(self.width * self.height * usize::from(image.channels));
+        self.rows(image).for_each(|row| data.extend_from_slice(row));
         Image {
             width: self.width as u32,
             height: self.height as u32,
@@ -77,12 +81,12 @@ fn crop(image: ImageView<'_>, x: i64, y: i64, width: u32, height: u32) -> Result
     }
 }
 
-/// Cuts out the middle, as torchvision's `CenterCrop`: offsets that are no whole pixels are rounded
-/// half to even.
+/// The middle, as torchvision's `CenterCrop` has it: offsets that are no whole pixels are rounded half
+/// to even.
 ///
 /// # Errors
 /// Where the image is smaller.
-pub(crate) fn center_crop(image: ImageView<'_>, width: u32, height: u32) -> Result<Image, RowError> {
+pub(crate) fn center(image: ImageView<'_>, width: u32, height: u32) -> Result<Rectangle, RowError> {
     if width > image.width || height > image.height {
         return Err(RowError::new(
             Stage::Crop,
@@ -97,14 +101,12 @@ pub(crate) fn center_crop(image: ImageView<'_>, width: u32, height: u32) -> Resu
         let half = border / 2;
         (half + border % 2 * (half % 2)) as usize
     };
-    let (x, y) = (offset(image.width, width), offset(image.height, height));
     Ok(Rectangle {
-        x,
-        y,
+        x: offset(image.width, width),
+        y: offset(image.height, height),
         width: width as usize,
         height: height as usize,
-    }
-    .cut(image))
+    })
 }
 
 /// Cuts rows and columns away at the edges in which every pixel is background.
@@ -337,7 +339,7 @@ impl ScalarUDFImpl for CenterCrop {
                 Stage::Crop,
                 options,
                 parameters,
-                |image, (width, height)| center_crop(image, width, height),
+                |image, (width, height)| Ok(center(image, width, height)?.cut(image)),
             )
         })
     }
@@ -468,11 +470,12 @@ mod tests {
             (2, 4),
             (1, 4),
         ] {
-            let cropped = center_crop(grey(10, &data), width, 1).unwrap();
+            let image = grey(10, &data);
+            let cropped = center(image, width, 1).unwrap().cut(image);
             assert_eq!(cropped.data[0], first, "to {width}");
             assert_eq!(cropped.data.len(), width as usize);
         }
-        assert!(center_crop(grey(10, &data), 11, 1).is_err());
+        assert!(center(grey(10, &data), 11, 1).is_err());
     }
 
     #[test]

@@ -11,7 +11,8 @@ use std::any::Any;
 use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Cursor, ErrorKind};
-use std::panic::{UnwindSafe, catch_unwind};
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
@@ -21,17 +22,14 @@ use datafusion::logical_expr::{
 };
 use datafusion_macros::user_doc;
 use image::metadata::Orientation;
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
-use mozjpeg::{ColorSpace as JpegColorSpace, Decompress};
+use image::{
+    ColorType, DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage,
+};
+use mozjpeg::{ColorSpace, Decompress, Marker};
 use tiff::decoder::{Decoder as TiffDecoder, DecodingResult, Limits as TiffLimits};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::errors::DecodeErrors;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::rows::{Kind, coerce, evaluate, for_each_row};
-use super::{ContentColumn, Image, ImageBuilder, image_type};
+use super::{ContentColumn, Image, ImageBuilder, ImageView, image_type};
 use crate::policy::{RowError, Stage};
 
 pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
@@ -77,20 +75,54 @@ const OTHER_FORMATS: [(&[u8], &str); 14] = [
 /// # Errors
 /// Where the bytes are no image, are damaged or end early, or hold more than `max_pixels`.
 pub fn decode(content: &[u8], max_pixels: u64) -> Result<Image, RowError> {
-    guard(|| {
-        if content.starts_with(b"\xff\xd8\xff") {
+    let mut data = Vec::new();
+    let ImageView {
+        width,
+        height,
+        channels,
+        ..
+    } = decode_into(content, max_pixels, |_, _| None, &mut data)?;
+    Ok(Image {
+        width,
+        height,
+        channels,
+        data,
+    })
+}
+
+/// Decodes into `pixels`, whatever they held.
+///
+/// `target` gives the size to which an upright image of a width and a height will be shrunk, for an
+/// image that need not be decoded in full: a JPEG has, where it is more than twice as large, as many
+/// eighths of its size as leave at least twice the target. None: it is decoded in full.
+///
+/// # Errors
+/// As [`decode`]. The header's size counts, whatever is made of it.
+pub(crate) fn decode_into<'a>(
+    content: &[u8],
+    max_pixels: u64,
+    target: impl Fn(u32, u32) -> Option<(u64, u64)>,
+    pixels: &'a mut Vec<u8>,
+) -> Result<ImageView<'a>, RowError> {
+    let (width, height) = guard(|| {
+        if is_jpeg(content) {
             check_jpeg_end(content)?;
         }
         let (header, source) = open(content, max_pixels)?;
         check_size(header.width, header.height, max_pixels)?;
-        let rgb = match source {
-            Source::Jpeg(content) => decode_jpeg(content, &header)?,
-            Source::CmykTiff(content) => decode_cmyk_tiff(content, max_pixels)?,
-            Source::Other(decoder) => {
-                to_rgb(DynamicImage::from_decoder(decoder).map_err(|e| image_error(header.format, &e))?)
-            }
-        };
-        upright(&header, rgb)
+        let mut size = (header.width, header.height);
+        match source {
+            Source::Jpeg(decoder) => size = decode_jpeg(*decoder, &header, eighths(&header, target), pixels)?,
+            Source::CmykTiff(content) => *pixels = decode_cmyk_tiff(content, max_pixels)?,
+            Source::Other(decoder) => decode_other(decoder, &header, pixels)?,
+        }
+        turn_upright(&header, size, pixels)
+    })?;
+    Ok(ImageView {
+        width,
+        height,
+        channels: 3,
+        data: pixels,
     })
 }
 
@@ -109,31 +141,64 @@ pub(super) struct Header {
     pub(super) orientation: Orientation,
 }
 
+/// The bytes that decoding takes: the pixels, and those of the image turned upright or, of a progressive
+/// JPEG, its coefficients. None where the header
+/// cannot be read or has more than `max_pixels`, which the decoder itself tells.
+pub(crate) fn decoding_bytes(content: &[u8], max_pixels: u64) -> Option<usize> {
+    let header = read_header(content, max_pixels).ok()?;
+    let pixels = u64::from(header.width) * u64::from(header.height);
+    usize::try_from(pixels)
+        .ok()
+        .filter(|_| pixels <= max_pixels)?
+        .checked_mul(9)
+}
+
 /// Reads the header alone; sizes are not checked, and no memory is taken for pixels.
 ///
 /// # Errors
 /// Where the bytes are no image, or the header is damaged.
 pub(super) fn read_header(content: &[u8], max_pixels: u64) -> Result<Header, RowError> {
-    guard(|| open(content, max_pixels).map(|(header, _)| header))
+    guard(|| open(content, max_pixels).map(|(header, _)| header)).map_err(|error| {
+        // libjpeg makes up what is missing, and stumbles over that.
+        let end = if is_jpeg(content) {
+            check_jpeg_end(content)
+        } else {
+            Ok(())
+        };
+        end.err().unwrap_or(error)
+    })
+}
+
+fn is_jpeg(content: &[u8]) -> bool {
+    content.starts_with(b"\xff\xd8\xff")
 }
 
 /// An image of which the header has been read.
 enum Source<'a> {
-    Jpeg(&'a [u8]),
+    Jpeg(Box<Decompress<&'a [u8]>>),
     CmykTiff(&'a [u8]),
     Other(Box<dyn ImageDecoder + 'a>),
 }
 
 /// Runs decoders, which are not proof against every sequence of bytes: one that panics has failed on
-/// one object, which is no reason to stop a query over a million of them.
-fn guard<T>(decode: impl FnOnce() -> Result<T, RowError> + UnwindSafe) -> Result<T, RowError> {
-    catch_unwind(decode).unwrap_or_else(|panic| Err(failed(format!("the decoder gave up: {}", message(&*panic)))))
+/// one object, which is no reason to stop a query over a million of them. libjpeg's way to fail is one.
+fn guard<T>(decode: impl FnOnce() -> Result<T, RowError>) -> Result<T, RowError> {
+    // Nobody reads a buffer that was left half filled.
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|panic| Err(gave_up(&*panic)))
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+fn gave_up(panic: &(dyn Any + Send)) -> RowError {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no reason given")
+    let message = text
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no reason given");
+    match message.strip_prefix("libjpeg fatal error: ") {
+        Some("Empty JPEG image (DNL not supported)") => {
+            failed("the JPEG header says that the image is 0 pixels wide or high")
+        }
+        Some(cause) => failed(format!("the JPEG data cannot be decoded: {cause}")),
+        None => failed(format!("the decoder gave up: {message}")),
+    }
 }
 
 fn open(content: &[u8], max_pixels: u64) -> Result<(Header, Source<'_>), RowError> {
@@ -173,27 +238,25 @@ fn open(content: &[u8], max_pixels: u64) -> Result<(Header, Source<'_>), RowErro
 }
 
 fn open_jpeg(content: &[u8]) -> Result<(Header, Source<'_>), RowError> {
-    let options = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(usize::MAX)
-        .set_max_height(usize::MAX)
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(content), options);
-    decoder.decode_headers().map_err(|e| jpeg_error(&e))?;
-    let Some(info) = decoder.info() else {
-        return Err(failed("the JPEG data have no header"));
-    };
-    let exif = info.exif_data.as_deref();
+    let decoder = Decompress::builder()
+        .with_markers(&[Marker::APP(1)])
+        .from_mem(content)
+        .map_err(jpeg_error)?;
+    let exif = decoder
+        .markers()
+        .find_map(|marker| marker.data.strip_prefix(b"Exif\0\0"));
+    let (width, height) = decoder.size();
     let header = Header {
         format: "JPEG",
-        width: u32::from(info.width),
-        height: u32::from(info.height),
-        channels: info.components,
+        // A JPEG file's header has 16 bits for each, and 8 for the number of components.
+        width: width as u32,
+        height: height as u32,
+        channels: decoder.components().len() as u8,
         orientation: exif
             .and_then(Orientation::from_exif_chunk)
             .unwrap_or(Orientation::NoTransforms),
     };
-    Ok((header, Source::Jpeg(content)))
+    Ok((header, Source::Jpeg(Box::new(decoder))))
 }
 
 /// Bytes that a decoder may take beside the pixels.
@@ -320,34 +383,58 @@ fn check_webp(content: &[u8], max_pixels: u64) -> Result<&[u8], RowError> {
     Ok(file)
 }
 
-/// Decodes a JPEG file by libjpeg-turbo, in the form that MozJPEG has it.
+/// The eighths of its size, 1 to 8, in which a JPEG is decoded that will be shrunk to `target`.
+///
+/// Twice the target is left to the filter of the resize, as Pillow does with `reducing_gap = 2.0`,
+/// the value of its `Image.thumbnail`: what the cheap reduction did wrong is then hardly seen.
+fn eighths(header: &Header, target: impl Fn(u32, u32) -> Option<(u64, u64)>) -> u8 {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let (mut width, mut height) = (header.width, header.height);
+    if let Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH = header.orientation {
+        mem::swap(&mut width, &mut height);
+    }
+    let Some(target) = target(width, height) else {
+        return 8;
+    };
+    let enough =
+        |eighths: u8, side: u32, target: u64| u64::from(side) * u64::from(eighths) / 8 >= target.saturating_mul(2);
+    // With nasm there is fast code for all of the size, half and quarters of it: five eighths and more take
+    // longer than the whole.
+    let most = if cfg!(feature = "nasm") { 4 } else { 7 };
+    (1..=most)
+        .find(|n| enough(*n, width, target.0) && enough(*n, height, target.1))
+        .unwrap_or(8)
+}
+
+/// Decodes a JPEG file by libjpeg-turbo, in the form that MozJPEG has it, to `eighths` of its size;
+/// returns the width and the height.
 ///
 /// It is the decoder of Pillow, OpenCV and TensorFlow: networks were trained on what it makes of
-/// files. zune-jpeg, which reads the header here, rounds twice where it upsamples colours; with it
-/// the cosine of an embedding with the reference fell to 0.9993 on 100 x 100 pixels, and with this
-/// one the pixels are the same.
-fn decode_jpeg(content: &[u8], header: &Header) -> Result<Vec<u8>, RowError> {
-    let error = |e: io::Error| failed(format!("the JPEG data cannot be decoded: {e}"));
-    let decoder = Decompress::new_mem(content).map_err(error)?;
-    let (width, height) = (header.width as usize, header.height as usize);
-    if decoder.size() != (width, height) {
-        return Err(failed("the JPEG data have two headers that differ in size"));
-    }
-    let channels = if header.channels == 4 { 4 } else { 3 };
-    let space = if channels == 4 {
-        JpegColorSpace::JCS_CMYK
-    } else {
-        JpegColorSpace::JCS_RGB
+/// files. zune-jpeg rounds twice where it upsamples colours; with it the cosine of an embedding with
+/// the reference fell to 0.9993 on 100 x 100 pixels, and with this one the pixels are the same. Nor
+/// is it faster where an image shrinks: of 12 megapixels it takes 1.4 times as long as this one for
+/// two eighths.
+fn decode_jpeg(
+    mut decoder: Decompress<&[u8]>,
+    header: &Header,
+    eighths: u8,
+    pixels: &mut Vec<u8>,
+) -> Result<(u32, u32), RowError> {
+    decoder.scale(eighths);
+    let (space, channels) = match header.channels {
+        4 => (ColorSpace::JCS_CMYK, 4),
+        _ => (ColorSpace::JCS_RGB, 3),
     };
-    let mut decoder = decoder.to_colorspace(space).map_err(error)?;
-    let mut pixels = vec![0; width * height * channels];
-    decoder.read_scanlines_into(&mut pixels).map_err(error)?;
-    if channels == 3 {
-        return Ok(pixels);
+    let mut decoder = decoder.to_colorspace(space).map_err(jpeg_error)?;
+    let (width, height) = (decoder.width(), decoder.height());
+    pixels.resize(width * height * channels, 0);
+    decoder.read_scanlines_into(pixels).map_err(jpeg_error)?;
+    if channels == 4 {
+        // As everybody does since Photoshop did: 255 is no ink.
+        pixels.iter_mut().for_each(|ink| *ink = 255 - *ink);
+        *pixels = cmyk_to_rgb(pixels);
     }
-    // As everybody does since Photoshop did: 255 is no ink.
-    pixels.iter_mut().for_each(|ink| *ink = 255 - *ink);
-    Ok(cmyk_to_rgb(&pixels))
+    Ok((width as u32, height as u32))
 }
 
 /// Pillow's formula, which rounds the product.
@@ -383,6 +470,19 @@ fn decode_cmyk_tiff(content: &[u8], max_pixels: u64) -> Result<Vec<u8>, RowError
     }
 }
 
+/// Decodes what `image` decodes.
+fn decode_other(decoder: Box<dyn ImageDecoder + '_>, header: &Header, pixels: &mut Vec<u8>) -> Result<(), RowError> {
+    let error = |e: ImageError| image_error(header.format, &e);
+    if decoder.color_type() == ColorType::Rgb8 {
+        // Cleared: decoders leave out pixels that a file leaves out.
+        pixels.clear();
+        pixels.resize(header.width as usize * header.height as usize * 3, 0);
+        return decoder.read_image(pixels).map_err(error);
+    }
+    *pixels = to_rgb(DynamicImage::from_decoder(decoder).map_err(error)?);
+    Ok(())
+}
+
 fn to_rgb(image: DynamicImage) -> Vec<u8> {
     let high = |value: u16| (value >> 8) as u8;
     match image {
@@ -411,9 +511,9 @@ fn pick_rgb<T: Copy>(values: &[T], channels: usize, to_u8: impl Fn(T) -> u8) -> 
     rgb
 }
 
-/// Applies the orientation.
-fn upright(header: &Header, rgb: Vec<u8>) -> Result<Image, RowError> {
-    let Some(image) = RgbImage::from_raw(header.width, header.height, rgb) else {
+/// Applies the orientation to an image that has the `size` of its file; returns the new one.
+fn turn_upright(header: &Header, size: (u32, u32), pixels: &mut Vec<u8>) -> Result<(u32, u32), RowError> {
+    let Some(image) = RgbImage::from_raw(size.0, size.1, mem::take(pixels)) else {
         return Err(failed(format!(
             "the {} decoder returned another size than the header's",
             header.format
@@ -422,12 +522,9 @@ fn upright(header: &Header, rgb: Vec<u8>) -> Result<Image, RowError> {
     let mut image = DynamicImage::ImageRgb8(image);
     image.apply_orientation(header.orientation);
     let image = image.into_rgb8();
-    Ok(Image {
-        width: image.width(),
-        height: image.height(),
-        channels: 3,
-        data: image.into_raw(),
-    })
+    let size = image.dimensions();
+    *pixels = image.into_raw();
+    Ok(size)
 }
 
 fn failed(cause: impl Display) -> RowError {
@@ -438,15 +535,9 @@ fn early_end(format: &str) -> RowError {
     failed(format!("the {format} data end early: the object is truncated"))
 }
 
-fn jpeg_error(error: &DecodeErrors) -> RowError {
-    match error {
-        DecodeErrors::IoErrors(_) | DecodeErrors::ExhaustedData => early_end("JPEG"),
-        DecodeErrors::ZeroError => failed("the JPEG header says that the image is 0 pixels wide or high"),
-        // Without the quotes that their `Display` puts around them.
-        DecodeErrors::Format(cause) => failed(format!("the JPEG data cannot be decoded: {cause}")),
-        DecodeErrors::FormatStatic(cause) => failed(format!("the JPEG data cannot be decoded: {cause}")),
-        other => failed(format!("the JPEG data cannot be decoded: {other}")),
-    }
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands over values")]
+fn jpeg_error(error: io::Error) -> RowError {
+    failed(format!("the JPEG data cannot be decoded: {error}"))
 }
 
 fn image_error(format: &str, error: &ImageError) -> RowError {
@@ -608,6 +699,49 @@ mod tests {
                     assert!(pixels as u64 <= MAX);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_is_decoded_no_larger_than_needed() {
+        let eighths = |width, height, orientation, target: (u64, u64)| {
+            let header = Header {
+                format: "JPEG",
+                width,
+                height,
+                channels: 3,
+                orientation,
+            };
+            super::eighths(&header, |_, _| Some(target))
+        };
+        let upright = Orientation::NoTransforms;
+        assert_eq!(eighths(4000, 3000, upright, (224, 224)), 2);
+        assert_eq!(eighths(4000, 3000, upright, (341, 256)), 2);
+        assert_eq!(eighths(800, 800, upright, (100, 100)), 2);
+        assert_eq!(eighths(800, 800, upright, (101, 100)), 3);
+        assert_eq!(eighths(8000, 8000, upright, (1, 1)), 1);
+        // By 2 or less, on one axis alone, and larger.
+        assert_eq!(eighths(800, 800, upright, (400, 400)), 8);
+        assert_eq!(eighths(800, 800, upright, (10, 800)), 8);
+        assert_eq!(eighths(800, 800, upright, (u64::MAX, 900)), 8);
+        // Lying on its side.
+        assert_eq!(eighths(4000, 1000, upright, (250, 1000)), 8);
+        assert_eq!(eighths(4000, 1000, Orientation::Rotate90, (250, 1000)), 4);
+
+        let jpeg = encode(picture(), ImageFormat::Jpeg);
+        let mut pixels = Vec::new();
+        let small = decode_into(&jpeg, MAX, |_, _| Some((10, 7)), &mut pixels).unwrap();
+        assert_eq!((small.width, small.height), (20, 15));
+        assert_eq!(small.data.len(), 20 * 15 * 3);
+    }
+
+    #[test]
+    fn a_buffer_may_hold_anything() {
+        let mut pixels = vec![77; 100_000];
+        for (format, name) in FORMATS {
+            let file = encode(picture(), format);
+            let image = decode_into(&file, MAX, |_, _| None, &mut pixels).unwrap().to_image();
+            assert_eq!(image, decode(&file, MAX).unwrap(), "{name}");
         }
     }
 

@@ -159,6 +159,32 @@ impl ImageView<'_> {
     }
 }
 
+/// Memory that one worker uses again for image after image, on the way from encoded bytes to a
+/// network's input.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The pixels of the decoded image.
+    pub(crate) decoded: Vec<u8>,
+    /// What the first pass of a resize leaves to the second.
+    pub(crate) between: Vec<u8>,
+    /// The pixels of the resized image.
+    pub(crate) resized: Vec<u8>,
+}
+
+impl Scratch {
+    /// The most bytes of a buffer that is kept: 16 megapixels, which hardly a photo exceeds.
+    const KEPT: usize = 48 << 20;
+
+    /// Gives back what a huge image has needed, so that it is not held while small ones follow.
+    pub(crate) fn trim(&mut self) {
+        for buffer in [&mut self.decoded, &mut self.between, &mut self.resized] {
+            if buffer.capacity() > Self::KEPT {
+                *buffer = Vec::new();
+            }
+        }
+    }
+}
+
 /// A column of encoded bytes, whichever binary type it has.
 #[derive(Debug)]
 pub enum ContentColumn<'a> {

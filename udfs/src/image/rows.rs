@@ -7,8 +7,7 @@ use datafusion::common::{ScalarValue, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs};
 
-use super::decode::decode;
-use super::{Image, ImageBuilder, ImageView, SourceColumn, coerce_content, coerce_content_or_image, coerce_image};
+use super::{Image, ImageBuilder, ImageColumn, ImageView, coerce_content, coerce_content_or_image, coerce_image};
 use crate::policy::{RowError, RowPolicy, Stage};
 use crate::settings::PomonaOptions;
 
@@ -130,7 +129,7 @@ pub(super) fn for_each_image<P, T>(
     kernel: impl Fn(ImageView<'_>, P) -> Result<T, RowError>,
     append: impl FnMut(Option<T>) -> Result<()>,
 ) -> Result<()> {
-    let source = SourceColumn::try_new(images.as_ref())?;
+    let column = ImageColumn::try_new(images.as_ref())?;
     let outcome = |row: usize| -> Result<Option<Result<T, RowError>>> {
         if images.is_null(row) {
             return Ok(None);
@@ -138,13 +137,7 @@ pub(super) fn for_each_image<P, T>(
         let Some(parameters) = parameters(row)? else {
             return Ok(None);
         };
-        Ok(match &source {
-            SourceColumn::Content(column) => column.get(row).map(|content| {
-                let image = decode(content, options.max_image_pixels)?;
-                kernel(image.view(), parameters)
-            }),
-            SourceColumn::Image(column) => column.get(row, stage).map(|image| kernel(image?, parameters)),
-        })
+        Ok(column.get(row, stage).map(|image| kernel(image?, parameters)))
     };
     for_each_row(images.len(), options, outcome, append)
 }
