@@ -91,7 +91,8 @@ def main():
     embeddings = embedded.select("path", "label", vector_to_array("embedding", "float32").alias("features"))
     embeddings.write.parquet(str(args.target / peer.EMBEDDINGS))
     java = spark._jvm.System.getProperty("java.version")
-    watch.report(f"Spark {spark.version}, Java {java}, Keras {version('keras')}, TensorFlow {version('tensorflow_cpu')}")
+    tensorflow = version("tensorflow_cpu")
+    watch.report(f"Spark {spark.version}, Java {java}, Keras {version('keras')}, TensorFlow {tensorflow}")
     spark.stop()
 
 

@@ -12,7 +12,8 @@
 use std::env;
 use std::error::Error;
 use std::fmt::{self, Display};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -125,6 +126,13 @@ fn load_first() -> Result<Library, LibraryError> {
 }
 
 fn load(path: &Path) -> Result<Environment, String> {
+    if is_for_another_machine(path) {
+        // The loader says that there is no such file.
+        return Err(format!(
+            "it is built for another processor, this one is {}",
+            env::consts::ARCH
+        ));
+    }
     let loaded = catch_unwind(|| {
         let builder = ort::init_from(path).map_err(|error| match &error {
             // What the system's loader says of the file.
@@ -140,6 +148,19 @@ fn load(path: &Path) -> Result<Environment, String> {
             .map_err(|e| e.to_string())
     });
     loaded.unwrap_or_else(|panic| Err(panic_message(panic.as_ref())))
+}
+
+/// Is this an ELF file whose class, byte order or machine is not this program's own?
+fn is_for_another_machine(path: &Path) -> bool {
+    let header = |path: &Path| {
+        let mut header = [0; 20];
+        File::open(path).ok()?.read_exact(&mut header).ok()?;
+        header
+            .starts_with(b"\x7fELF")
+            .then_some((header[4], header[5], header[18], header[19]))
+    };
+    let own = env::current_exe().ok().and_then(|program| header(&program));
+    header(path).is_some_and(|library| own.is_some_and(|own| own != library))
 }
 
 /// Files that may be the library, and the folders that were looked into.
