@@ -3,9 +3,12 @@
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor as llt;
 use faer::linalg::evd::{self, ComputeEigenvectors};
+use faer::linalg::householder;
+use faer::linalg::qr::no_pivoting::factor as qr;
 use faer::linalg::svd::{self, ComputeSvdVectors};
-use faer::{Mat, MatRef, Par};
+use faer::{Conj, Mat, MatRef, Par};
 
 /// The eigenvalues of a symmetric matrix, of which the lower triangle is read, from the smallest up,
 /// and the eigenvectors in columns. `None` where they do not converge.
@@ -44,4 +47,45 @@ pub(super) fn left_singular(matrix: MatRef<'_, f64>) -> Option<(Vec<f64>, Mat<f6
     )
     .ok()?;
     Some((values.column_vector().iter().copied().collect(), vectors))
+}
+
+/// An orthonormal basis of a matrix's columns, which are fewer than its rows.
+pub(super) fn orthonormal(mut matrix: Mat<f64>) -> Mat<f64> {
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let block = qr::recommended_block_size::<f64>(rows, columns);
+    let mut factors = Mat::zeros(block, columns);
+    let scratch = qr::qr_in_place_scratch::<f64>(rows, columns, block, Par::Seq, Default::default());
+    qr::qr_in_place(
+        matrix.as_mut(),
+        factors.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    );
+    let mut basis = Mat::identity(rows, columns);
+    let scratch =
+        householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(rows, block, columns);
+    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        matrix.as_ref(),
+        factors.as_ref(),
+        Conj::No,
+        basis.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+    );
+    basis
+}
+
+/// Is a symmetric matrix, of which the lower triangle is read, positive definite?
+pub(super) fn is_positive_definite(mut matrix: Mat<f64>) -> bool {
+    let scratch = llt::cholesky_in_place_scratch::<f64>(matrix.ncols(), Par::Seq, Default::default());
+    let stack = &mut MemBuffer::new(scratch);
+    llt::cholesky_in_place(
+        matrix.as_mut(),
+        Default::default(),
+        Par::Seq,
+        MemStack::new(stack),
+        Default::default(),
+    )
+    .is_ok()
 }

@@ -3,7 +3,7 @@
 use datafusion::common::{exec_datafusion_err, exec_err};
 use datafusion::error::{DataFusionError, Result};
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par, Scale, Side};
+use faer::{Accum, Mat, MatRef, Par, Scale};
 
 use crate::ml::eigen;
 
@@ -83,8 +83,12 @@ impl Eigen {
             f64::from(state >> 8) / f64::from(1 << 24) - 0.5
         });
 
-        // Products are the same whatever the number of threads: it divides rows and columns, not sums.
-        let par = Par::rayon(0);
+        // With narrow blocks, threads take longer to meet than to multiply.
+        let product = |a: MatRef<'_, f64>, b: MatRef<'_, f64>| {
+            let mut product = Mat::zeros(a.nrows(), b.ncols());
+            matmul(product.as_mut(), Accum::Replace, a, b, 1.0, Par::Seq);
+            product
+        };
         let mut basis = Mat::<f64>::zeros(features, most);
         // The matrix in the basis; its upper triangle.
         let mut small = Mat::<f64>::zeros(most, most);
@@ -93,20 +97,16 @@ impl Eigen {
             // Twice is enough: what is left of the overlap after once is rounding.
             for _ in 0..2 {
                 let before = basis.as_ref().subcols(0, dimensions);
-                let overlap = before.transpose() * &block;
-                matmul(block.as_mut(), Accum::Add, before, &overlap, -1.0, par);
-                block = block.qr().compute_thin_Q();
+                let overlap = product(before.transpose(), block.as_ref());
+                matmul(block.as_mut(), Accum::Add, before, &overlap, -1.0, Par::Seq);
+                block = eigen::orthonormal(block);
             }
             basis.as_mut().subcols_mut(dimensions, BLOCK).copy_from(&block);
-            matmul(
-                block.as_mut(),
-                Accum::Replace,
-                &full,
-                basis.as_ref().subcols(dimensions, BLOCK),
-                1.0,
-                par,
+            block = product(full.as_ref(), basis.as_ref().subcols(dimensions, BLOCK));
+            let overlap = product(
+                basis.as_ref().subcols(0, dimensions + BLOCK).transpose(),
+                block.as_ref(),
             );
-            let overlap = basis.as_ref().subcols(0, dimensions + BLOCK).transpose() * &block;
             small
                 .as_mut()
                 .submatrix_mut(0, dimensions, dimensions + BLOCK, BLOCK)
@@ -122,9 +122,9 @@ impl Eigen {
             let (values, rotation) = eigen::of_symmetric(small.transpose())?;
             let best = Mat::from_fn(dimensions, k, |i, j| rotation[(i, dimensions - 1 - j)]);
             let values: Vec<f64> = values.into_iter().rev().take(k).collect();
-            let vectors = basis.as_ref().subcols(0, dimensions) * &best;
+            let vectors = product(basis.as_ref().subcols(0, dimensions), best.as_ref());
             let scaled = Mat::from_fn(features, k, |i, j| values[j] * vectors[(i, j)]);
-            let residual = (&full * &vectors - &scaled).norm_max();
+            let residual = (product(full.as_ref(), vectors.as_ref()) - &scaled).norm_max();
             if residual <= RESIDUAL * size {
                 return are_largest(full, &values, &vectors, &scaled).then(|| Self {
                     values: values.into_iter().map(|value| value.max(0.0)).collect(),
@@ -183,21 +183,14 @@ fn are_largest(mut matrix: Mat<f64>, values: &[f64], vectors: &Mat<f64>, scaled:
         return false;
     };
     let bound = last + MISSED * matrix.ncols() as f64 * first;
-    matmul(
-        matrix.as_mut(),
-        Accum::Add,
-        vectors,
-        scaled.transpose(),
-        -1.0,
-        Par::rayon(0),
-    );
+    matmul(matrix.as_mut(), Accum::Add, vectors, scaled.transpose(), -1.0, Par::Seq);
     matrix *= Scale(-1.0);
     matrix
         .diagonal_mut()
         .column_vector_mut()
         .iter_mut()
         .for_each(|x| *x += bound);
-    matrix.llt(Side::Lower).is_ok()
+    eigen::is_positive_definite(matrix)
 }
 
 fn no_convergence() -> DataFusionError {
