@@ -423,3 +423,20 @@ async fn each_time_that_a_query_runs() {
     assert_same(sql, &collected[0], &collected[1]);
     assert_eq!(inferred() - before, 2 * IMAGES);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_order_that_is_asked_for() {
+    let guard = COUNTER.lock().await;
+    let config = SessionConfig::new().with_target_partitions(4);
+    let session = SessionBuilder::new().with_config(config).build().unwrap();
+    for from in [
+        "images('sample://fruits/Training/')",
+        "(SELECT * FROM images('sample://fruits/Training/')) i",
+    ] {
+        let sql = format!("SELECT path, embed(content, 'resnet-mini') AS v FROM {from} ORDER BY path LIMIT 100");
+        let (rows, calls) = counted(&session, &sql).await.unwrap();
+        assert!(strings(&rows, "path").is_sorted(), "{sql}");
+        assert_eq!(calls, 100, "{sql}");
+    }
+    drop(guard);
+}

@@ -37,7 +37,7 @@ const TABLE_FUNCTIONS: [TableFunction; 2] = [
         name: "models",
         syntax: "models()",
         description: "The networks that `embed` finds by name, as a table. `pomona model add` adds one.",
-        example: "SELECT name, input_width, dimensions, preprocessing, engine FROM models() WHERE name = 'resnet-mini';",
+        example: "SELECT name, input_width, dimensions, preprocessing FROM models() WHERE name = 'resnet-mini';",
     },
 ];
 

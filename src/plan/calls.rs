@@ -167,6 +167,14 @@ pub(super) fn replace(expr: Expr, column_of: impl Fn(&Expr) -> Option<Column>) -
     })
 }
 
+/// `expr` without the names that it was given.
+pub(super) fn unaliased(expr: &Expr) -> &Expr {
+    match expr {
+        Expr::Alias(alias) => unaliased(&alias.expr),
+        expr => expr,
+    }
+}
+
 /// `expr` under the name that a schema has for it.
 pub(super) fn named(expr: Expr, (qualifier, name): (Option<&TableReference>, &str)) -> Expr {
     let (its_qualifier, its_name) = expr.qualified_name();

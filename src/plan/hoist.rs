@@ -20,14 +20,18 @@ use datafusion::error::Result;
 use datafusion::logical_expr::expr_fn::scalar_subquery;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{
-    Aggregate, Expr, Join, JoinType, LogicalPlan, LogicalPlanBuilder, Projection, Sort, SubqueryAlias,
+    Aggregate, Expr, Join, JoinType, LogicalPlan, LogicalPlanBuilder, Projection, Sort, SortExpr, SubqueryAlias,
 };
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
-use super::calls::{Call, Calls, named, plan_runs_network, replace, runs_network};
+use super::calls::{Call, Calls, named, plan_runs_network, replace, runs_network, unaliased};
 
 /// What computed columns are called.
 const PREFIX: &str = "__pomona_embed";
+
+/// A sort that finds the first rows before they are computed holds their contents, and cannot spill: beyond
+/// so many, computing the others costs less than memory that may not be there.
+const MOST_FIRST: usize = 1024;
 
 /// The optimizer rule.
 #[derive(Debug)]
@@ -141,32 +145,27 @@ impl Hoist<'_> {
         Ok(plan.data)
     }
 
-    /// The first rows of a sorted table are computed after they are found, if the order allows.
+    /// The first rows of a sorted table are found before they are computed, if the order allows.
+    ///
+    /// They are sorted above too: DataFusion computes in several partitions, and merges those by an order that
+    /// is wanted there. Where rows arrive in order, that sort costs nothing.
     fn after_top(&mut self, plan: LogicalPlan) -> Result<LogicalPlan> {
         let LogicalPlan::Sort(sort) = &plan else {
             return Ok(plan);
         };
-        let LogicalPlan::Projection(node) = sort.input.as_ref() else {
+        let leaves_out =
+            |fetch: usize| fetch <= MOST_FIRST && sort.input.max_rows().is_none_or(|rows| rows > fetch);
+        if !self.is_alone || !sort.fetch.is_some_and(leaves_out) {
+            return Ok(plan);
+        }
+        let Some(input) = find_first(&sort.input, &sort.expr, sort.fetch)? else {
             return Ok(plan);
         };
-        if !self.is_alone || sort.fetch.is_none() || Calls::of(&node.expr)?.is_empty() {
-            return Ok(plan);
-        }
-        let mut keys = Vec::with_capacity(sort.expr.len());
-        for key in &sort.expr {
-            match sources(&key.expr, &node.schema, &node.expr)? {
-                Some(expr) if !Calls::of([&expr])?.is_empty() => return Ok(plan),
-                Some(expr) => keys.push(key.with_expr(expr)),
-                None => return Ok(plan),
-            }
-        }
         self.changed = true;
-        let sorted = LogicalPlan::Sort(Sort {
-            expr: keys,
-            input: Arc::clone(&node.input),
-            fetch: sort.fetch,
-        });
-        project(node.expr.clone(), sorted)
+        Ok(LogicalPlan::Sort(Sort {
+            input: Arc::new(input),
+            ..sort.clone()
+        }))
     }
 
     fn projection(&mut self, node: Projection, asked: &Calls) -> Result<Visited> {
@@ -499,11 +498,35 @@ fn sources(expr: &Expr, schema: &DFSchema, made_of: &[Expr]) -> Result<Option<Ex
     Ok(is_sure.then_some(expr.data))
 }
 
-fn unaliased(expr: &Expr) -> &Expr {
-    match expr {
-        Expr::Alias(alias) => unaliased(&alias.expr),
-        expr => expr,
+/// `plan` with its first rows found below the projection that runs a network; none if there is none below
+/// nodes that only rename or compute columns, or if the order is one of what networks give.
+fn find_first(plan: &LogicalPlan, keys: &[SortExpr], fetch: Option<usize>) -> Result<Option<LogicalPlan>> {
+    let (input, made_of, is_here) = match plan {
+        LogicalPlan::Projection(node) => (&node.input, node.expr.clone(), !Calls::of(&node.expr)?.is_empty()),
+        LogicalPlan::SubqueryAlias(node) => {
+            let columns = node.input.schema().columns();
+            (&node.input, columns.into_iter().map(Expr::Column).collect(), false)
+        }
+        _ => return Ok(None),
+    };
+    let mut below = Vec::with_capacity(keys.len());
+    for key in keys {
+        match sources(&key.expr, plan.schema(), &made_of)? {
+            Some(expr) if Calls::of([&expr])?.is_empty() => below.push(key.with_expr(expr)),
+            _ => return Ok(None),
+        }
     }
+    let input = match is_here {
+        true => Some(LogicalPlan::Sort(Sort {
+            expr: below,
+            input: Arc::clone(input),
+            fetch,
+        })),
+        false => find_first(input, &below, fetch)?,
+    };
+    input
+        .map(|input| plan.with_new_exprs(plan.expressions(), vec![input]))
+        .transpose()
 }
 
 fn none(asked: &Calls) -> Vec<Option<Column>> {

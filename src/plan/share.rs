@@ -16,6 +16,9 @@
 //!                                                                     TableScan: path, content
 //! ```
 //!
+//! What only renames columns between a projection and its rows, an alias or a projection of columns, is left
+//! out of what is shared.
+//!
 //! Where copies read different rows, because filters were moved below their projections, they share the rows
 //! that any of them wants, and each filters them, unless something of the query ends early.
 
@@ -32,13 +35,13 @@ use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::utils::{conjunction, disjunction, split_conjunction};
 use datafusion::logical_expr::{
-    Expr, Extension, Filter, LogicalPlan, Projection, TableProviderFilterPushDown, TableScanBuilder,
+    Expr, Extension, Filter, LogicalPlan, Projection, TableProviderFilterPushDown, TableScan, TableScanBuilder,
     UserDefinedLogicalNode, UserDefinedLogicalNodeCore,
 };
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 
-use super::calls::{Calls, is_random, named, plan_runs_network, replace, runs_network, stop_if};
+use super::calls::{Calls, is_random, named, plan_runs_network, replace, runs_network, stop_if, unaliased};
 use super::exec::{SharedExec, SharedInput};
 use super::merge::{Moved, merge, projection};
 
@@ -168,7 +171,7 @@ fn share(mut plan: LogicalPlan) -> Result<(LogicalPlan, Vec<LogicalPlan>)> {
         }
         let mut rest = leaves.into_iter().zip(&computations);
         plan = at_level(plan, level, |projection| match rest.next() {
-            Some((Some(leaf), computation)) => leaf.read(projection, computation),
+            Some((Some(leaf), computation)) => leaf.read(&projection, computation),
             _ => Ok(LogicalPlan::Projection(projection)),
         })?;
     }
@@ -194,14 +197,14 @@ fn contains(
 
 fn is_computation(plan: &LogicalPlan) -> Result<bool> {
     match plan {
-        LogicalPlan::Projection(node) => Ok(!sure_calls(node)?.is_empty()),
+        LogicalPlan::Projection(node) => Ok(!sure_calls(&node.expr)?.is_empty()),
         _ => Ok(false),
     }
 }
 
-/// What a projection calls for each row, and not once for all.
-fn sure_calls(node: &Projection) -> Result<Vec<Expr>> {
-    let calls = Calls::of(&node.expr)?;
+/// What the expressions of a projection call for each row, and not once for all.
+fn sure_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
+    let calls = Calls::of(exprs)?;
     let sure = calls
         .iter()
         .filter(|call| call.sure && !call.expr.column_refs().is_empty());
@@ -246,9 +249,52 @@ fn at_level(
     Ok(plan.data)
 }
 
+/// The expressions of a projection over its rows, and the rows, without the nodes between them that only
+/// rename columns: filters that DataFusion moved below those differ from copy to copy.
+fn unnamed(node: &Projection) -> Result<(Vec<Expr>, LogicalPlan)> {
+    let mut exprs = node.expr.clone();
+    let mut predicates: Vec<Expr> = vec![];
+    let mut input = &node.input;
+    loop {
+        if let LogicalPlan::Filter(filter) = input.as_ref() {
+            predicates.push(filter.predicate.clone());
+            input = &filter.input;
+        } else if let Some((below, positions)) = renamed(input) {
+            let moved = Moved::new(input.schema(), below.schema(), &positions);
+            for expr in exprs.iter_mut().chain(&mut predicates) {
+                *expr = moved.expr(expr)?;
+            }
+            input = below;
+        } else {
+            break;
+        }
+    }
+    let mut rows = input.as_ref().clone();
+    for predicate in predicates.into_iter().rev() {
+        rows = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(rows))?);
+    }
+    Ok((exprs, rows))
+}
+
+/// The input of a node that only renames columns, and where in it each column of the node is.
+fn renamed(plan: &LogicalPlan) -> Option<(&Arc<LogicalPlan>, Vec<usize>)> {
+    match plan {
+        LogicalPlan::SubqueryAlias(node) => Some((&node.input, (0..node.schema.fields().len()).collect())),
+        LogicalPlan::Projection(node) => {
+            let columns = node.expr.iter().map(|expr| match unaliased(expr) {
+                Expr::Column(column) => node.input.schema().maybe_index_of_column(column),
+                _ => None,
+            });
+            Some((&node.input, columns.collect::<Option<Vec<_>>>()?))
+        }
+        _ => None,
+    }
+}
+
 /// A projection that runs a network.
 #[derive(Debug)]
 struct Computation {
+    /// Its rows: see [`unnamed`].
     input: LogicalPlan,
     /// What it calls for each row.
     calls: Vec<Expr>,
@@ -260,13 +306,14 @@ struct Computation {
 
 impl Computation {
     fn try_new(node: &Projection) -> Result<Self> {
-        let calls = sure_calls(node)?;
+        let (exprs, input) = unnamed(node)?;
+        let calls = sure_calls(&exprs)?;
         let mut columns = vec![];
-        for expr in &node.expr {
+        for expr in &exprs {
             collect_columns(expr, &calls, &mut columns)?;
         }
         Ok(Self {
-            input: node.input.as_ref().clone(),
+            input,
             calls,
             columns,
             residual: None,
@@ -317,12 +364,7 @@ impl Rows {
             // A limit counts the rows that pass the filters, and ends early: it stays as it is.
             LogicalPlan::TableScan(scan) if scan.fetch.is_none() => {
                 scan.filters.iter().for_each(&mut add);
-                let mut columns = projection(scan);
-                for column in scan.filters.iter().flat_map(Expr::column_refs) {
-                    columns.push(scan.source.schema().index_of(&column.name)?);
-                }
-                columns.sort_unstable();
-                columns.dedup();
+                let columns = columns_for(scan, &scan.filters)?;
                 let scan = TableScanBuilder::from(scan.clone())
                     .with_filters(vec![])
                     .with_projection(Some(columns));
@@ -333,8 +375,8 @@ impl Rows {
         Ok(Self { base, conjuncts })
     }
 
-    /// These rows without their conjuncts, but with others.
-    fn with(&self, conjuncts: &[Expr]) -> Result<LogicalPlan> {
+    /// These rows without their conjuncts, but with others; none if those read a column that is not there.
+    fn with(&self, conjuncts: &[Expr]) -> Result<Option<LogicalPlan>> {
         let mut left = vec![];
         let base = match &self.base {
             LogicalPlan::TableScan(scan) if scan.fetch.is_none() => {
@@ -349,18 +391,37 @@ impl Rows {
                         left.push(conjunct.clone());
                     }
                 }
-                LogicalPlan::TableScan(TableScanBuilder::from(scan.clone()).with_filters(filters).build()?)
+                let columns = columns_for(scan, &left)?;
+                let scan = TableScanBuilder::from(scan.clone())
+                    .with_filters(filters)
+                    .with_projection(Some(columns));
+                LogicalPlan::TableScan(scan.build()?)
             }
             base => {
                 left.extend_from_slice(conjuncts);
                 base.clone()
             }
         };
-        Ok(match conjunction(left) {
+        let is_there = |column: &Column| base.schema().has_column(column);
+        if !left.iter().flat_map(Expr::column_refs).all(is_there) {
+            return Ok(None);
+        }
+        Ok(Some(match conjunction(left) {
             Some(predicate) => LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(base))?),
             None => base,
-        })
+        }))
     }
+}
+
+/// The columns that a scan reads, and those that `exprs` do.
+fn columns_for(scan: &TableScan, exprs: &[Expr]) -> Result<Vec<usize>> {
+    let mut columns = projection(scan);
+    for column in exprs.iter().flat_map(Expr::column_refs) {
+        columns.push(scan.source.schema().index_of(&column.name)?);
+    }
+    columns.sort_unstable();
+    columns.dedup();
+    Ok(columns)
 }
 
 fn contains_subquery(expr: &Expr) -> Result<bool> {
@@ -419,11 +480,15 @@ fn widen(computations: &mut [Computation]) -> Result<()> {
         // One that wants all rows has no residual.
         let any = residuals.iter().cloned().collect::<Option<Vec<_>>>();
         conjuncts.extend(any.and_then(disjunction));
-        for ((i, rows), residual) in cluster.iter().zip(&members).zip(residuals) {
+        let inputs = members.iter().map(|rows| rows.with(&conjuncts));
+        let Some(inputs) = inputs.collect::<Result<Option<Vec<_>>>>()? else {
+            continue;
+        };
+        for ((i, input), residual) in cluster.iter().zip(inputs).zip(residuals) {
             let Some(computation) = computations.get_mut(*i) else {
                 continue;
             };
-            computation.input = rows.with(&conjuncts)?;
+            computation.input = input;
             if let Some(residual) = &residual {
                 collect_columns(residual, &[], &mut computation.columns)?;
             }
@@ -553,7 +618,7 @@ struct Leaf {
 
 impl Leaf {
     /// The computation without its calls, over the leaf.
-    fn read(self, node: Projection, computation: &Computation) -> Result<LogicalPlan> {
+    fn read(self, node: &Projection, computation: &Computation) -> Result<LogicalPlan> {
         let column_of = |expr: &Expr| {
             let known = self.columns.iter().find(|(known, _)| known == expr);
             known.map(|(_, column)| column.clone())
@@ -565,8 +630,9 @@ impl Leaf {
             let predicate = replace(residual.clone(), column_of)?.data;
             input = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input))?);
         }
-        let mut exprs = Vec::with_capacity(node.expr.len());
-        for (expr, (qualifier, field)) in node.expr.into_iter().zip(node.schema.iter()) {
+        let (over_rows, _) = unnamed(node)?;
+        let mut exprs = Vec::with_capacity(over_rows.len());
+        for (expr, (qualifier, field)) in over_rows.into_iter().zip(node.schema.iter()) {
             let expr = replace(expr, column_of)?.data;
             exprs.push(named(expr, (qualifier, field.name().as_str())));
         }
