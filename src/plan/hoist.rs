@@ -153,8 +153,7 @@ impl Hoist<'_> {
         let LogicalPlan::Sort(sort) = &plan else {
             return Ok(plan);
         };
-        let leaves_out =
-            |fetch: usize| fetch <= MOST_FIRST && sort.input.max_rows().is_none_or(|rows| rows > fetch);
+        let leaves_out = |fetch: usize| fetch <= MOST_FIRST && sort.input.max_rows().is_none_or(|rows| rows > fetch);
         if !self.is_alone || !sort.fetch.is_some_and(leaves_out) {
             return Ok(plan);
         }

@@ -712,7 +712,7 @@ mod tests {
                 channels: 3,
                 orientation,
             };
-            super::eighths(&header, |_, _| Some(target))
+            eighths(&header, |_, _| Some(target))
         };
         let upright = Orientation::NoTransforms;
         assert_eq!(eighths(4000, 3000, upright, (224, 224)), 2);

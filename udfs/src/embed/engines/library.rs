@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 use ort::LoadDynamicError;
 use ort::environment::Environment;
 
-use super::onnxruntime::panic_message;
+use super::panic_message;
 
 /// The variable that names the library.
 pub const VARIABLE: &str = "ORT_DYLIB_PATH";

@@ -9,6 +9,7 @@ pub mod library;
 pub mod onnxruntime;
 pub mod tract;
 
+use std::any::Any;
 use std::fmt::Debug;
 
 use parking_lot::Mutex;
@@ -171,4 +172,13 @@ fn library_for(choice: EngineChoice) -> Result<&'static library::Library, &'stat
         EngineChoice::Tract => Err(&NOT_WANTED),
         EngineChoice::Auto | EngineChoice::OnnxRuntime => library::library(),
     }
+}
+
+/// What a panic says.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    message.unwrap_or("it panicked").to_owned()
 }

@@ -1,6 +1,5 @@
 //! [onnxruntime](ort): the fast engine, where its shared library is found.
 
-use std::any::Any;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -23,7 +22,7 @@ use tract_onnx::pb::{ModelProto, StringStringEntryProto, TensorProto, TensorShap
 
 use super::super::protobuf;
 use super::library::Library;
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, panic_message};
 use crate::settings::Device;
 
 pub(super) const NAME: &str = "onnxruntime";
@@ -202,18 +201,16 @@ impl Recipe {
             // The file is optimized.
             false => GraphOptimizationLevel::Disable,
         };
-        builder = builder
-            .with_intra_threads(1)
-            .and_then(|builder| builder.with_inter_threads(1))
-            .and_then(|builder| builder.with_optimization_level(level))
-            .and_then(|builder| builder.with_prepacked_weights(&self.prepacked))
-            // Weights that are replaced by packed ones go back to the system.
-            .and_then(SessionBuilder::with_device_allocated_initializers)
-            // One block for all activations of a shape is kept for ever, and no faster (56 MB of ResNet50's).
-            .and_then(|builder| builder.with_memory_pattern(false))
-            // Warnings about a file's style are not for the one who runs it.
-            .and_then(|builder| builder.with_log_level(LogLevel::Fatal))
-            .map_err(text)?;
+        builder = builder.with_intra_threads(1).map_err(text)?;
+        builder = builder.with_inter_threads(1).map_err(text)?;
+        builder = builder.with_optimization_level(level).map_err(text)?;
+        builder = builder.with_prepacked_weights(&self.prepacked).map_err(text)?;
+        // Weights that are replaced by packed ones go back to the system.
+        builder = builder.with_device_allocated_initializers().map_err(text)?;
+        // One block for all activations of a shape is kept for ever, and no faster (56 MB of ResNet50's).
+        builder = builder.with_memory_pattern(false).map_err(text)?;
+        // Warnings about a file's style are not for the one who runs it.
+        builder = builder.with_log_level(LogLevel::Fatal).map_err(text)?;
         if let Some(optimized) = optimized.filter(|_| self.device == Device::Cpu) {
             builder = builder.with_optimized_model_path(optimized).map_err(text)?;
         }
@@ -446,12 +443,4 @@ fn failed(action: &'static str, cause: String) -> EngineError {
         action,
         cause,
     }
-}
-
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let message = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    message.unwrap_or("it panicked").to_owned()
 }

@@ -19,7 +19,6 @@
 //! makes its own. Other layouts are not worth trying: a network in NHWC costs one Transpose at its input,
 //! and 1x1 convolutions are matrix products already, with bias, sum and Relu done on their tiles.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
@@ -31,7 +30,7 @@ use tract_onnx::tract_core::knobs::KnobScope;
 use tract_onnx::tract_core::plan;
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, panic_message};
 
 pub(super) const NAME: &str = "tract";
 /// The longest output for one image, in values: 64 MiB.
@@ -253,14 +252,6 @@ fn failed(action: &'static str, error: &TractError) -> EngineError {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let message = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    message.unwrap_or("it panicked").to_owned()
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
@@ -290,8 +281,9 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::panic, reason = "what tract does")]
     fn a_node_that_panics_is_named() {
-        let run = || -> TractResult<()> { std::panic::panic_any("index out of bounds") };
+        let run = || -> TractResult<()> { panic!("index out of bounds") };
         let error = unwound(run, || "node Conv_1 (OptMatMul): ".to_owned()).unwrap_err();
         assert_eq!(error.to_string(), "node Conv_1 (OptMatMul): index out of bounds");
     }
