@@ -65,7 +65,7 @@ fn engine_line(runner: &Runner) -> String {
                 .unwrap_or_default(),
             library.path().display()
         ),
-        Err(error) => format!("Networks run on tract; several times as fast would be onnxruntime: {error}."),
+        Err(error) => format!("Networks run on tract. onnxruntime is several times as fast, but {error}."),
     }
 }
 

@@ -308,6 +308,9 @@ impl Runner {
     }
 
     fn summarize(&self, summary: &str, elapsed: Duration) {
+        if let Some(notice) = engines::take_notice() {
+            note(format_args!("Notice: {notice}.\n"));
+        }
         if self.print.quiet {
             return;
         }
@@ -318,9 +321,6 @@ impl Runner {
         let line = format!("{summary} {elapsed}");
         if !line.trim().is_empty() {
             note(format_args!("{}\n", line.trim()));
-        }
-        if let Some(notice) = engines::take_notice() {
-            note(format_args!("Notice: {notice}.\n"));
         }
         let failed = self.failures().take();
         if !failed.is_empty() {

@@ -69,6 +69,10 @@ const QUEUED: usize = 4;
 /// The largest value of a Binary column, and the most that a batch of it holds.
 const MAX_BATCH_BYTES: usize = i32::MAX as usize;
 
+/// A batch of so many bytes is handed on, however few its rows are: functions that give images hold all of a
+/// batch, and pixels take ten to forty times the bytes of their JPEG.
+const HANDED_ON_BYTES: usize = 4 << 20;
+
 /// What a [`FetchExec`] does, in plain values.
 #[derive(Debug, Clone)]
 pub(crate) struct FetchSpec {
@@ -305,7 +309,7 @@ impl ExecutionPlan for FetchExec {
                 policy: RowPolicy::new(&options),
                 queued: concurrency.saturating_mul(QUEUED).div_ceil(partitions),
                 // A quarter: the next batch is read while one waits for the query.
-                batch_bytes: (budget.total as usize / 4).max(1),
+                batch_bytes: (budget.total as usize / 4).clamp(1, HANDED_ON_BYTES),
                 budget,
                 remaining: self.limit.unwrap_or(usize::MAX),
                 open: VecDeque::new(),

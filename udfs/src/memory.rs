@@ -216,11 +216,13 @@ impl MemoryPool for BudgetPool {
         };
         if taken.saturating_add(additional) > available {
             return Err(resources_datafusion_err!(
-                "Failed to allocate additional {} for {} with {} already allocated for this reservation - {} remain \
-                 available for the total memory pool: {self}",
-                human_readable_size(additional),
+                "{} needs {} more than the {} that it has, and of the session's {} there are {} left: raise the limit (SET \
+                 pomona.memory_limit = '…', or --memory), or use fewer threads (SET \
+                 datafusion.execution.target_partitions = 1)",
                 reservation.consumer().name(),
+                human_readable_size(additional),
                 human_readable_size(reservation.size()),
+                human_readable_size(limit),
                 human_readable_size(available.saturating_sub(taken))
             ));
         }

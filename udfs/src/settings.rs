@@ -178,7 +178,7 @@ impl ExtensionOptions for PomonaOptions {
             "device" => self.device = value.parse()?,
             "decode" => self.decode = value.parse()?,
             "memory_limit" => self.memory.set_limit(match value {
-                "0" | "none" => None,
+                none if none.eq_ignore_ascii_case("none") => None,
                 size => Some(
                     parse_size(size)
                         .map_err(|e| DataFusionError::Configuration(format!("pomona.{key} = '{value}': {e}")))?,
@@ -245,7 +245,7 @@ impl ExtensionOptions for PomonaOptions {
             entry(
                 "memory_limit",
                 self.memory.limit().map_or("none".to_owned(), |bytes| bytes.to_string()),
-                "The most memory of the session, as '4GB'; 'none': no limit",
+                "The most memory of the session, as '4GB' (units are powers of 1024); 'none': no limit",
             ),
         ]
     }

@@ -262,6 +262,7 @@ fn embed(sources: &ArrayRef, model: &LoadedModel, options: &PomonaOptions) -> Re
         .collect();
 
     let mut all = Vectors::new(rows, dimensions);
+    let mut failed = HashMap::new();
     let mut distinct = distinct.into_iter();
     for vectors in embedded {
         let vectors = vectors?;
@@ -269,12 +270,23 @@ fn embed(sources: &ArrayRef, model: &LoadedModel, options: &PomonaOptions) -> Re
             all.values[row * dimensions..][..dimensions]
                 .copy_from_slice(&vectors.values[from * dimensions..][..dimensions]);
             all.valid[row] = vectors.valid[from];
+            failed.extend(
+                vectors
+                    .failed
+                    .iter()
+                    .filter(|(at, _)| *at == from)
+                    .map(|(_, stage)| (row, *stage)),
+            );
         }
     }
     for (row, first) in repeated {
         all.values
             .copy_within(first * dimensions..(first + 1) * dimensions, row * dimensions);
         all.valid[row] = all.valid[first];
+        // Each row is counted, however many share its image.
+        if let Some(stage) = failed.get(&first) {
+            options.failures.add(*stage);
+        }
     }
     all.finish()
 }
@@ -342,6 +354,7 @@ impl Embedder<'_> {
         let preprocess = model.preprocess();
         let values = preprocess.values();
         worker.batch.resize(values * model.batch_rows(), 0.0);
+        let mut vectors = Vectors::new(rows.len(), model.dimensions());
         let mut prepared = Vec::with_capacity(rows.len());
         for (i, row) in rows.iter().enumerate() {
             let input = &mut worker.batch[prepared.len() * values..][..values];
@@ -363,13 +376,12 @@ impl Embedder<'_> {
                     preprocess.run(image, options.max_image_pixels, &mut worker.scratch, input)
                 }),
             };
-            if let Some(result) = result
-                && self.policy.apply(result)?.is_some()
-            {
-                prepared.push(i);
+            let Some(result) = result else { continue };
+            match self.policy.apply(result.map_err(|error| vectors.fail(i, error)))? {
+                Some(()) => prepared.push(i),
+                None => {}
             }
         }
-        let mut vectors = Vectors::new(rows.len(), model.dimensions());
         if prepared.is_empty() {
             return Ok(vectors);
         }
@@ -385,6 +397,7 @@ impl Embedder<'_> {
                 );
                 Err(RowError::new(Stage::Infer, cause))
             };
+            let checked = checked.map_err(|error| vectors.fail(*i, error));
             if self.policy.apply(checked)?.is_some() {
                 vectors.values[i * model.dimensions()..][..model.dimensions()].copy_from_slice(vector);
                 vectors.valid[*i] = true;
@@ -398,14 +411,22 @@ impl Embedder<'_> {
 struct Vectors {
     values: Vec<f32>,
     valid: Vec<bool>,
+    /// Rows that failed, with the stage.
+    failed: Vec<(usize, Stage)>,
     dimensions: usize,
 }
 
 impl Vectors {
+    fn fail(&mut self, row: usize, error: RowError) -> RowError {
+        self.failed.push((row, error.stage));
+        error
+    }
+
     fn new(rows: usize, dimensions: usize) -> Self {
         Self {
             values: vec![0.0; rows * dimensions],
             valid: vec![false; rows],
+            failed: vec![],
             dimensions,
         }
     }

@@ -20,6 +20,7 @@ use std::time::SystemTime;
 
 use datafusion::common::{exec_datafusion_err, plan_datafusion_err, plan_err};
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::human_readable_size;
 use parking_lot::{Condvar, Mutex, RwLock};
 use sha2::{Digest, Sha256};
 use tract_onnx::pb::ModelProto;
@@ -134,6 +135,14 @@ impl ModelSource {
             let metadata = fs::metadata(folder.join(file)).ok()?;
             Some((metadata.modified().ok()?, metadata.len()))
         })
+    }
+
+    /// The length of the network's file; 0 where there is none.
+    fn bytes(&self) -> u64 {
+        match &self.place {
+            Place::Folder(folder) => fs::metadata(folder.join(MODEL_FILE)).map_or(0, |metadata| metadata.len()),
+            Place::Program(bundled) => bundled.onnx.len() as u64,
+        }
     }
 
     /// An error of the model: bad set-up, whatever `pomona.on_error` says.
@@ -355,6 +364,8 @@ pub struct ModelSettings {
     pub models_dir: String,
     /// What runs them.
     pub engine: EngineSettings,
+    /// `pomona.memory_limit`, in bytes.
+    pub memory_limit: Option<usize>,
 }
 
 impl From<&PomonaOptions> for ModelSettings {
@@ -365,6 +376,7 @@ impl From<&PomonaOptions> for ModelSettings {
                 choice: options.engine,
                 device: options.device,
             },
+            memory_limit: options.memory.limit(),
         }
     }
 }
@@ -552,6 +564,20 @@ static DESCRIBED: LazyLock<Cache<(Identity, EngineSettings), ModelInfo>> = LazyL
 /// Where there is no such model, or it is broken: its file, what is wrong with it and what to do.
 pub fn load(name: &str, output: Output, settings: &ModelSettings) -> Result<Arc<LoadedModel>> {
     let source = find(name, &settings.models_dir)?;
+    if let Some(limit) = settings.memory_limit
+        && source.bytes() > limit as u64 * 2 / 3
+    {
+        // Reading it would take what the limit is to protect.
+        return Err(source.broken(
+            MODEL_FILE,
+            format!(
+                "the network has {} and takes half as much again to run, the session has {} in all: raise the limit (SET \
+                 pomona.memory_limit = '…', or --memory), or take a smaller model",
+                human_readable_size(usize::try_from(source.bytes()).unwrap_or(usize::MAX)),
+                human_readable_size(limit)
+            ),
+        ));
+    }
     let key = (source.identity(), output, settings.engine);
     LOADED.get_or_make(key, source.stamp(), || {
         Ok(Arc::new(LoadedModel::open(&source, output, settings.engine)?))

@@ -160,7 +160,10 @@ pub fn load(
         (_, Err(error)) => Err(EngineError {
             engine: onnxruntime::NAME,
             action: "load",
-            cause: error.to_string(),
+            cause: match device {
+                Device::Cpu => error.to_string(),
+                Device::Cuda => format!("{error}; for pomona.device = 'cuda' it is onnxruntime-gpu"),
+            },
         }),
     }
 }
