@@ -228,3 +228,49 @@ fn memory_that_is_too_small_for_the_model_is_an_error_before_the_first_image() {
     }
     success(pomona().args(["--memory", "200KB", "-c", "SET pomona.memory_limit = '1GB'", "-c", sql]));
 }
+
+#[test]
+fn under_a_limit_what_spills_leaves_room_and_a_hostile_header_is_one_row() {
+    let folder = tempfile::tempdir().unwrap();
+    // Embeddings of 1,000 images and their contents, sorted: more than half of what there is.
+    let source = folder.path().join("fruits");
+    success(pomona().arg("sample").arg(&source).args(["--images", "1000"]));
+    let sql = format!(
+        "SELECT count(*) AS n FROM (SELECT path, content, embed(content, 'resnet-mini') AS v \
+         FROM images('{}/') ORDER BY v[1], path)",
+        source.display()
+    );
+    let told = success(pomona().args(["-q", "--format", "csv", "--memory", "12MB", "-c", &sql]));
+    assert_eq!(told, "n\n1000\n");
+
+    // A PNG of a few bytes that claims 12,000 x 12,000 pixels.
+    let broken = folder.path().join("broken");
+    fs::create_dir(&broken).unwrap();
+    let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x2e\xe0\0\0\x2e\xe0\x08\x02\0\0\0".to_vec();
+    png.extend([0x5d, 0xba, 0x92, 0x0c, 0, 0, 0, 0]);
+    fs::write(broken.join("large.png"), png).unwrap();
+    let sql = format!(
+        "SELECT count(embed(content, 'resnet-mini')) AS n FROM images('{}/')",
+        broken.display()
+    );
+    let told = success(pomona().args([
+        "-q",
+        "--format",
+        "csv",
+        "--memory",
+        "200MB",
+        "--on-error",
+        "null",
+        "-c",
+        &sql,
+    ]));
+    assert_eq!(told, "n\n0\n");
+}
+
+#[test]
+fn nothing_stays_in_the_folder_of_temporary_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let sql = format!("SELECT count(embed(content, 'resnet-mini')) AS n FROM {SAMPLE}");
+    success(pomona().env("TMPDIR", folder.path()).args(["-c", &sql]));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}

@@ -440,3 +440,29 @@ async fn in_the_order_that_is_asked_for() {
     }
     drop(guard);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn not_where_the_query_leaves_it_out() {
+    let guard = COUNTER.lock().await;
+    let session = SessionBuilder::new().build().unwrap();
+    let v = "embed(content, 'resnet-mini')";
+    for (query, images) in [
+        (
+            format!(
+                "SELECT CASE WHEN label = 'Kiwi' AND path LIKE '%/00_.jpg' \
+                 THEN array_element({v}, 1) + array_element({v}, 2) END AS sum"
+            ),
+            // Each of the two runs by itself: one column for both would be computed for all rows.
+            20,
+        ),
+        (
+            format!("SELECT standardize_fit({v}) FILTER (WHERE label = 'Kiwi' AND path LIKE '%/00_.jpg') AS model"),
+            10,
+        ),
+    ] {
+        let sql = format!("{query} FROM images('sample://fruits/Training/')");
+        let (_, calls) = counted(&session, &sql).await.unwrap();
+        assert!(calls <= images, "{calls}: {sql}");
+    }
+    drop(guard);
+}

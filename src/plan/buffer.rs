@@ -187,7 +187,13 @@ impl Buffer {
             return Some(Poll::Ready(Some(Ok(batch))));
         }
         if let Some(spilled) = &mut queue.spilled {
-            let polled = spilled.batches.poll_next_unpin(cx);
+            let polled = match spilled.batches.poll_next_unpin(cx) {
+                Poll::Ready(None) => Poll::Ready(Some(Err(internal_datafusion_err!(
+                    "a spilled file of SharedExec ended {} batches early",
+                    spilled.unread
+                )))),
+                polled => polled,
+            };
             if polled.is_ready() {
                 spilled.unread = spilled.unread.saturating_sub(1);
             }

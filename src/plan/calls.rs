@@ -3,19 +3,20 @@
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, TableReference};
 use datafusion::error::Result;
-use datafusion::logical_expr::expr::{Case, ScalarFunction};
+use datafusion::logical_expr::expr::{AggregateFunction, Case, ScalarFunction};
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator};
 
 /// The functions that run a network.
 const NETWORKS: [&str; 2] = ["embed", "resnet_embed"];
 
-/// Whether `expr` runs a network, and gives the same vector for the same row.
+/// Whether `expr` runs a network, and gives the same vector for the same row of its own input.
 pub(super) fn runs_network(expr: &Expr) -> bool {
     matches!(
         expr,
         Expr::ScalarFunction(call)
-            if NETWORKS.contains(&call.func.name()) && !call.args.iter().any(Expr::is_volatile)
+            if NETWORKS.contains(&call.func.name())
+                && !call.args.iter().any(|arg| arg.is_volatile() || arg.contains_outer())
     )
 }
 
@@ -152,6 +153,12 @@ fn branches(expr: &Expr) -> Option<(Vec<&Expr>, Vec<&Expr>)> {
             }
             sometimes.extend(else_expr.as_deref());
             Some((always, sometimes))
+        }
+        // Rows that are filtered out are not evaluated.
+        Expr::AggregateFunction(AggregateFunction { params, .. }) => {
+            let filter = params.filter.as_deref()?;
+            let order = params.order_by.iter().map(|sort| &sort.expr);
+            Some((vec![filter], params.args.iter().chain(order).collect()))
         }
         _ => None,
     }

@@ -191,7 +191,9 @@ impl Hoist<'_> {
         }
 
         let (input, mut columns) = self.visit(Arc::unwrap_or_clone(node.input), &calls)?;
-        let input = self.compute(input, &calls, &mut columns, |i, call| i < own && call.uses > 1)?;
+        let input = self.compute(input, &calls, &mut columns, |i, call| {
+            i < own && call.sure && call.uses > 1
+        })?;
         let mut exprs = Vec::with_capacity(node.expr.len());
         for (expr, (qualifier, field)) in node.expr.into_iter().zip(node.schema.iter()) {
             let expr = self.substitute(expr, &calls, &columns)?;
@@ -248,6 +250,12 @@ impl Hoist<'_> {
             return self.barrier(node, asked);
         };
         let passed = input.schema().columns();
+        // Below them there may be rows that they leave out.
+        let stops = match &node {
+            LogicalPlan::Limit(_) => true,
+            LogicalPlan::Sort(sort) => sort.fetch.is_some(),
+            _ => false,
+        };
         let mut places = Vec::with_capacity(asked.len());
         for call in asked.iter() {
             let passes = call
@@ -255,16 +263,19 @@ impl Hoist<'_> {
                 .column_refs()
                 .into_iter()
                 .all(|column| passed.contains(column));
-            places.push(passes.then(|| calls.add(call.clone())));
+            places.push(passes.then(|| {
+                calls.add(Call {
+                    sure: call.sure && !stops,
+                    ..call.clone()
+                })
+            }));
         }
         if calls.is_empty() {
             return self.barrier(node, asked);
         }
 
         let (input, mut columns) = self.visit(input, &calls)?;
-        let input = self.compute(input, &calls, &mut columns, |i, call| {
-            i < own && (call.sure || call.uses > 1)
-        })?;
+        let input = self.compute(input, &calls, &mut columns, |i, call| i < own && call.sure)?;
         let names = NamePreserver::new(&node);
         let mut exprs = vec![];
         for expr in node.expressions() {
@@ -373,7 +384,7 @@ impl Hoist<'_> {
             return Ok(self.barrier(LogicalPlan::Aggregate(node), &calls)?.0);
         }
         let (input, mut columns) = self.visit(Arc::unwrap_or_clone(node.input), &calls)?;
-        let input = self.compute(input, &calls, &mut columns, |_, call| call.sure || call.uses > 1)?;
+        let input = self.compute(input, &calls, &mut columns, |_, call| call.sure)?;
         let mut substitute = |exprs: Vec<Expr>| -> Result<Vec<Expr>> {
             exprs
                 .into_iter()

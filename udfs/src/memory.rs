@@ -1,8 +1,8 @@
 //! The ceiling of a session's memory, `pomona.memory_limit`: one budget for the operators of its
 //! queries, encoded objects, decoded images, tensors, models and fits.
 //!
-//! It counts what is reserved. What nobody reserves comes on top: the program itself (about 60 MB),
-//! and small buffers.
+//! It counts what is reserved. What nobody reserves comes on top: the program itself with its libraries
+//! (about 100 MB), images as values, and small buffers.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -36,8 +36,18 @@ struct Used {
     spilling_operators: usize,
     /// The part of `fixed` that is soon given back.
     shares: usize,
-    /// The part of `fixed` that models hold, with the threads that each may run on.
-    models: HashMap<(String, &'static str), (usize, usize)>,
+    /// The part of `fixed` that models hold.
+    models: HashMap<u64, Model>,
+}
+
+/// What is reserved for a model.
+#[derive(Debug, Clone, Copy)]
+struct Model {
+    /// The threads that may run it.
+    threads: usize,
+    bytes: usize,
+    /// The limit under which that was found.
+    limit: usize,
 }
 
 impl Default for MemoryBudget {
@@ -68,17 +78,16 @@ impl MemoryBudget {
     ///
     /// # Errors
     /// Where the memory is too small for one thread.
-    pub fn keep_model(
-        &self,
-        model: (String, &'static str),
-        threads: usize,
-        bytes: impl Fn(usize) -> usize,
-    ) -> Result<usize> {
+    pub fn keep_model(&self, model: u64, threads: usize, bytes: impl Fn(usize) -> usize) -> Result<usize> {
         let mut used = self.used.lock();
-        if let Some((threads, _)) = used.models.get(&model) {
-            return Ok(*threads);
-        }
         let limit = self.limit.load(Ordering::Relaxed);
+        if let Some(held) = used.models.get(&model) {
+            if held.limit == limit {
+                return Ok(held.threads);
+            }
+            used.fixed -= held.bytes;
+            used.models.remove(&model);
+        }
         // A quarter of what is left stays for images, operators and results, where it can.
         let available = limit.saturating_sub(used.fixed + used.spillable);
         let fits = |threads: &usize| bytes(*threads) <= available - available / 4;
@@ -94,7 +103,7 @@ impl MemoryBudget {
             ));
         }
         used.fixed += bytes;
-        used.models.insert(model, (threads, bytes));
+        used.models.insert(model, Model { threads, bytes, limit });
         Ok(threads)
     }
 
@@ -109,7 +118,9 @@ impl MemoryBudget {
         loop {
             let limit = self.limit.load(Ordering::Relaxed);
             let available = limit.saturating_sub(used.fixed + used.spillable);
-            if bytes <= available {
+            // Where others hold shares there is something to wait for; who cannot wait finds an eighth free.
+            let spare = if used.shares == 0 { 0 } else { limit / 8 };
+            if bytes.saturating_add(spare) <= available {
                 used.fixed += bytes;
                 used.shares += bytes;
                 return Ok(Share {
@@ -120,8 +131,7 @@ impl MemoryBudget {
             if used.shares == 0 || bytes > available + used.shares {
                 return Err(resources_datafusion_err!(
                     "{purpose} takes {}, and of the session's {} there are {} left: raise the limit (SET \
-                     pomona.memory_limit = '…', or --memory), or use fewer threads (SET \
-                     datafusion.execution.target_partitions = 1)",
+                     pomona.memory_limit = '…', or --memory)",
                     human_readable_size(bytes),
                     human_readable_size(limit),
                     human_readable_size(available + used.shares)
@@ -209,8 +219,11 @@ impl MemoryPool for BudgetPool {
         let mut used = self.0.used.lock();
         let can_spill = reservation.consumer().can_spill();
         let (taken, available) = if can_spill {
-            let left = limit.saturating_sub(used.fixed);
-            (reservation.size(), left / used.spilling_operators.max(1))
+            // They spill only when they ask for more themselves: a quarter stays for those that cannot.
+            let left = limit.saturating_sub(used.fixed - used.shares) / 4 * 3;
+            let free = limit.saturating_sub(used.fixed + used.spillable);
+            let fair = left / used.spilling_operators.max(1);
+            (reservation.size(), fair.min(reservation.size().saturating_add(free)))
         } else {
             (used.fixed + used.spillable, limit)
         };
@@ -314,11 +327,12 @@ mod tests {
         let pool: Arc<dyn MemoryPool> = Arc::new(BudgetPool(Arc::clone(&budget)));
         let [one, two] = ["one", "two"].map(|name| MemoryConsumer::new(name).with_can_spill(true).register(&pool));
         let share = budget.share(20, "decode").unwrap();
-        one.try_grow(40).unwrap();
+        one.try_grow(37).unwrap();
         assert!(one.try_grow(1).is_err());
-        two.try_grow(40).unwrap();
+        two.try_grow(37).unwrap();
         drop((one, share));
-        two.try_grow(60).unwrap();
-        assert_eq!(pool.reserved(), 100);
+        two.try_grow(38).unwrap();
+        assert!(two.try_grow(1).is_err());
+        budget.share(25, "decode").unwrap();
     }
 }

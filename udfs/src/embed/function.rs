@@ -338,14 +338,17 @@ struct Embedder<'a> {
 
 impl Embedder<'_> {
     /// Reserves what decoding takes, while others that decode give theirs back.
-    fn hold_pixels(&self, content: &[u8]) -> Result<Option<Share>> {
+    fn hold_pixels(&self, content: &[u8]) -> Result<Option<Share>, RowError> {
         if self.options.memory.limit().is_none() {
             return Ok(None);
         }
-        let bytes = decoding_bytes(content, self.options.max_image_pixels);
-        bytes
-            .map(|bytes| self.options.memory.share(bytes, "decode: an image"))
-            .transpose()
+        let Some(bytes) = decoding_bytes(content, self.options.max_image_pixels) else {
+            return Ok(None);
+        };
+        let share = self.options.memory.share(bytes, "the image");
+        share
+            .map(Some)
+            .map_err(|error| RowError::new(Stage::Decode, error.message()))
     }
 
     /// The vectors of `rows`, which are at most [`LoadedModel::batch_rows`].
@@ -361,9 +364,10 @@ impl Embedder<'_> {
             let result = match column {
                 SourceColumn::Content(column) => match column.get(*row) {
                     Some(content) => {
-                        let _held = self.hold_pixels(content)?;
                         let (mode, max_pixels) = (options.decode, options.max_image_pixels);
-                        Some(preprocess.run_encoded(content, mode, max_pixels, &mut worker.scratch, input))
+                        Some(self.hold_pixels(content).and_then(|_held| {
+                            preprocess.run_encoded(content, mode, max_pixels, &mut worker.scratch, input)
+                        }))
                     }
                     None => None,
                 },

@@ -33,7 +33,8 @@ use std::str::FromStr;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dimension;
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto, ValueInfoProto,
+    type_proto,
 };
 
 /// The longest side of an image that a network may take, in pixels.
@@ -146,7 +147,13 @@ impl ImageInput {
 /// Where there is not exactly one input, or it is no image; where weights are in another file.
 pub fn image_input(model: &ModelProto) -> Result<ImageInput, GraphError> {
     let graph = model.graph.as_ref().ok_or(GraphError::Empty)?;
-    if let Some(tensor) = graph.initializer.iter().find(|tensor| is_external(tensor)) {
+    let functions = || {
+        model
+            .functions
+            .iter()
+            .find_map(|function| external_constant(&function.node))
+    };
+    if let Some(tensor) = external_tensor(graph).or_else(functions) {
         return Err(GraphError::ExternalData(
             external_entry(tensor, "location").unwrap_or_default().to_owned(),
         ));
@@ -723,6 +730,31 @@ fn tensor_ints(tensor: &TensorProto) -> Vec<i64> {
     }
     let (values, _) = tensor.raw_data.as_chunks::<8>();
     values.iter().copied().map(i64::from_le_bytes).collect()
+}
+
+/// A tensor whose data is in another file: among the weights, or in a node, where constants are. Graphs in
+/// graphs are as deep as the protobuf decoder lets them be.
+fn external_tensor(graph: &GraphProto) -> Option<&TensorProto> {
+    let sparse = graph.sparse_initializer.iter().flat_map(sparse_tensors);
+    let mut weights = graph.initializer.iter().chain(sparse);
+    weights
+        .find(|tensor| is_external(tensor))
+        .or_else(|| external_constant(&graph.node))
+}
+
+fn external_constant(nodes: &[NodeProto]) -> Option<&TensorProto> {
+    nodes.iter().flat_map(|node| &node.attribute).find_map(|attribute| {
+        let sparse = attribute.sparse_tensor.iter().flat_map(sparse_tensors);
+        let mut tensors = attribute.t.iter().chain(&attribute.tensors).chain(sparse);
+        let mut graphs = attribute.g.iter().chain(&attribute.graphs);
+        tensors
+            .find(|tensor| is_external(tensor))
+            .or_else(|| graphs.find_map(external_tensor))
+    })
+}
+
+fn sparse_tensors(sparse: &SparseTensorProto) -> impl Iterator<Item = &TensorProto> {
+    sparse.values.iter().chain(&sparse.indices)
 }
 
 /// Is the data of a tensor in another file?

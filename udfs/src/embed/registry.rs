@@ -357,6 +357,8 @@ pub struct ModelInfo {
     pub location: String,
 }
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// What the session's settings say of models.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelSettings {
@@ -395,6 +397,8 @@ pub struct LoadedModel {
     engine: Box<dyn Engine>,
     readout: Readout,
     inferred: AtomicU64,
+    /// Tells the loaded models of the process apart.
+    id: u64,
     running: Mutex<usize>,
     returned: Condvar,
 }
@@ -416,7 +420,8 @@ impl LoadedModel {
             Ok(network.model)
         };
         let layout = network.layout;
-        let engine = engines::load(network.model, shape, again, engine).map_err(|e| source.broken(MODEL_FILE, e))?;
+        let engine = engines::load(&source.name, network.model, shape, again, engine)
+            .map_err(|e| source.broken(MODEL_FILE, e))?;
         let (readout, dimensions) = Readout::new(output, input.layout, layout, engine.output_shape())
             .map_err(|e| source.broken(MODEL_FILE, e))?;
         let info = ModelInfo {
@@ -436,6 +441,7 @@ impl LoadedModel {
             engine,
             readout,
             inferred: AtomicU64::new(0),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             running: Mutex::new(0),
             returned: Condvar::new(),
         })
@@ -468,9 +474,8 @@ impl LoadedModel {
     /// Where the memory is too small even for one.
     pub fn threads(&self, memory: &MemoryBudget) -> Result<usize> {
         let cores = rayon::current_num_threads();
-        let key = (self.info.sha256.clone(), self.engine.name());
         memory
-            .keep_model(key, cores, |threads| self.engine.memory(threads))
+            .keep_model(self.id, cores, |threads| self.engine.memory(threads))
             .map_err(|e| exec_datafusion_err!("infer: model '{}': {e}", self.info.name))
     }
 
@@ -520,7 +525,8 @@ struct Turn<'a>(&'a LoadedModel);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         *self.0.running.lock() -= 1;
-        self.0.returned.notify_one();
+        // Those that wait may allow different numbers of threads.
+        self.0.returned.notify_all();
     }
 }
 

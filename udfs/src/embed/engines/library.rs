@@ -216,7 +216,8 @@ fn is_library(name: &str) -> bool {
         "dylib" => rest.starts_with('.') && rest.ends_with(".dylib"),
         extension => {
             let rest = rest.strip_prefix('.').and_then(|rest| rest.strip_prefix(extension));
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            let is_version = |rest: &str| rest.split('.').skip(1).all(|number| number.parse::<u32>().is_ok());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.') && is_version(rest))
         }
     }
 }
@@ -261,6 +262,7 @@ fn python_folders() -> Vec<PathBuf> {
         .iter()
         .filter_map(env::var_os)
         .map(PathBuf::from)
+        .filter(|prefix| prefix.is_absolute())
         .collect();
     for folder in env::split_paths(&env::var_os("PATH").unwrap_or_default()) {
         for name in ["python3", "python"] {
@@ -274,7 +276,9 @@ fn python_folders() -> Vec<PathBuf> {
             prefixes.extend(prefixes_of.into_iter().flatten());
         }
     }
-    let pyenv = env::var_os("PYENV_ROOT").map(PathBuf::from);
+    let pyenv = env::var_os("PYENV_ROOT")
+        .map(PathBuf::from)
+        .filter(|root| root.is_absolute());
     if let Some(versions) = pyenv.and_then(|root| fs::read_dir(root.join("versions")).ok()) {
         prefixes.extend(versions.flatten().map(|version| version.path()));
     }
@@ -320,8 +324,7 @@ mod tests {
         let add = |name: &str| fs::write(folder.path().join(name), "").unwrap();
         let found = || Some(in_folder(folder.path())?.file_name()?.to_str()?.to_owned());
         add("libonnxruntime_providers_shared.so");
-        add("libonnxruntime.so.txt.orig~");
-        fs::remove_file(folder.path().join("libonnxruntime.so.txt.orig~")).unwrap();
+        add("libonnxruntime.so.bak");
         assert_eq!(found(), None);
         for (name, expected) in [
             ("libonnxruntime.so.1.9.0", "libonnxruntime.so.1.9.0"),

@@ -54,7 +54,7 @@ pub trait Engine: Debug + Send + Sync {
     fn run(&self, batch: &[f32], rows: usize, output: &mut [f32]) -> Result<(), EngineError>;
 }
 
-/// Which engine is asked for, and how many threads will run it.
+/// Which engine is asked for, and where it is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EngineSettings {
     /// `pomona.engine`
@@ -93,13 +93,14 @@ fn give_notice(text: String) {
     }
 }
 
-/// Loads a network for images of `input_shape` (with a batch of one), and runs it once. `again` reads the
+/// Loads the network of the model `name` for images of `input_shape` (with a batch of one), and runs it once. `again` reads the
 /// network a second time, for the second engine: held meanwhile, it would double the memory that it takes.
 ///
 /// # Errors
 /// Where the engine that is asked for is not there, or cannot run the network: why, and which other one
 /// there is.
 pub fn load(
+    name: &str,
     network: ModelProto,
     input_shape: [usize; 4],
     again: impl FnOnce() -> Result<ModelProto, String>,
@@ -139,7 +140,7 @@ pub fn load(
             };
             let network = again().map_err(both)?;
             let engine = tract(&network).map_err(|second| both(second.to_string()))?;
-            give_notice(format!("{error}; it runs on tract"));
+            give_notice(format!("model '{name}': {error}; it runs on tract"));
             Ok(engine)
         }
         (_, Ok(library)) => onnxruntime(library, network).map_err(|mut error| {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ort::ep;
@@ -69,9 +69,9 @@ struct Recipe {
     library: &'static Library,
     device: Device,
     input_shape: [usize; 4],
-    /// Holds the network's file.
-    folder: TempDir,
-    /// Values that all sessions share, by name.
+    /// The network's file, for sessions to come.
+    network: Vec<u8>,
+    /// Values that all sessions share, by name. Then the network is without them.
     weights: Vec<(String, Arc<DynValue>)>,
     prepacked: PrepackedWeights,
 }
@@ -112,27 +112,27 @@ impl OnnxRuntimeEngine {
         input_shape: [usize; 4],
         device: Device,
     ) -> Result<Self, String> {
-        let unwritten =
-            |e: io::Error| format!("its optimized form cannot be written to the folder of temporary files: {e}");
+        let unwritten = |e: io::Error| format!("it cannot be written to the folder of temporary files: {e}");
         let mut recipe = Recipe {
             library,
             device,
             input_shape,
-            folder: tempfile::tempdir().map_err(unwritten)?,
+            network: vec![],
             weights: vec![],
             prepacked: PrepackedWeights::new(),
         };
         let weight_bytes = network.encoded_len();
-        let file = File::create(recipe.network()).map_err(unwritten)?;
+        let folder = private_folder().map_err(unwritten)?;
+        let file = File::create(folder.path().join(NETWORK)).map_err(unwritten)?;
         protobuf::write(with_batches(network, input_shape), file).map_err(unwritten)?;
-        let mut session = recipe.session(Some(&recipe.folder.path().join(OPTIMIZED)))?;
+        let mut session = recipe.session_in(folder.path(), device == Device::Cpu)?;
         let output_shape = recipe.output_shape(&mut session)?;
         let batch_rows = recipe.batch_rows(&mut session);
         if device == Device::Cpu {
             let image = recipe.images(1);
             let expected = recipe.run(&mut session, &image, 1, |_, values| Ok(values.to_vec()))?;
             drop(session);
-            session = recipe.share_weights(&image, &expected)?;
+            session = recipe.share_weights(folder.path(), &image, &expected)?;
         }
         let sessions = match device {
             Device::Cpu => rayon::current_num_threads(),
@@ -152,28 +152,54 @@ impl OnnxRuntimeEngine {
     }
 
     /// A session that nobody uses, made or waited for.
-    fn take(&self) -> Result<Session, String> {
+    fn take(&self) -> Result<Taken<'_>, String> {
         let mut sessions = self.sessions.lock();
         loop {
+            let taken = |session| Taken {
+                engine: self,
+                session: Some(session),
+            };
             if let Some(session) = sessions.idle.pop() {
-                return Ok(session);
+                return Ok(taken(session));
             }
             if sessions.left > 0 {
-                let session = self.recipe.session(None)?;
+                let session = self.recipe.session()?;
                 sessions.left -= 1;
-                return Ok(session);
+                return Ok(taken(session));
             }
             self.returned.wait(&mut sessions);
         }
     }
+}
 
-    fn put_back(&self, session: Session) {
-        self.sessions.lock().idle.push(session);
-        self.returned.notify_one();
+/// A session while a thread runs it; then it goes back, or is made anew where it was lost in a panic.
+struct Taken<'a> {
+    engine: &'a OnnxRuntimeEngine,
+    session: Option<Session>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut sessions = self.engine.sessions.lock();
+        match self.session.take() {
+            Some(session) => sessions.idle.push(session),
+            None => sessions.left += 1,
+        }
+        drop(sessions);
+        self.engine.returned.notify_one();
     }
 }
 
-/// In a recipe's folder: the network that sessions read.
+/// A folder for a moment, that nobody else can look into.
+fn private_folder() -> io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("pomona-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+    builder.tempdir()
+}
+
+/// In such a folder: the network that a session reads.
 const NETWORK: &str = "network.onnx";
 /// The network as onnxruntime optimized it.
 const OPTIMIZED: &str = "optimized.onnx";
@@ -182,12 +208,17 @@ const OPTIMIZED: &str = "optimized.onnx";
 const ELSEWHERE: &str = "elsewhere";
 
 impl Recipe {
-    fn network(&self) -> PathBuf {
-        self.folder.path().join(NETWORK)
+    /// One more session.
+    fn session(&self) -> Result<Session, String> {
+        let text = |e: io::Error| e.to_string();
+        let folder = private_folder().map_err(text)?;
+        fs::write(folder.path().join(NETWORK), &self.network).map_err(text)?;
+        fs::write(folder.path().join(ELSEWHERE), "").map_err(text)?;
+        self.session_in(folder.path(), false)
     }
 
-    /// A session on the network's file; its optimized form is written to `optimized`.
-    fn session(&self, optimized: Option<&Path>) -> Result<Session, String> {
+    /// A session on the network in a folder; its optimized form is written beside it where that is wanted.
+    fn session_in(&self, folder: &Path, optimize: bool) -> Result<Session, String> {
         let text = |error: ort::Error<SessionBuilder>| error.to_string();
         let mut builder = Session::builder(self.library.environment()).map_err(|e| e.to_string())?;
         if self.device == Device::Cuda {
@@ -211,46 +242,40 @@ impl Recipe {
         builder = builder.with_memory_pattern(false).map_err(text)?;
         // Warnings about a file's style are not for the one who runs it.
         builder = builder.with_log_level(LogLevel::Fatal).map_err(text)?;
-        if let Some(optimized) = optimized.filter(|_| self.device == Device::Cpu) {
-            builder = builder.with_optimized_model_path(optimized).map_err(text)?;
+        if optimize {
+            builder = builder
+                .with_optimized_model_path(folder.join(OPTIMIZED))
+                .map_err(text)?;
         }
         for (name, value) in &self.weights {
             builder = builder.with_initializer(name, Arc::clone(value)).map_err(text)?;
         }
-        builder.commit_from_file(self.network()).map_err(|e| e.to_string())
+        builder
+            .commit_from_file(folder.join(NETWORK))
+            .map_err(|e| e.to_string())
     }
 
     /// Replaces the network by its optimized form with its weights taken out, and makes a session of it.
     /// Where that cannot be read again, or gives other values, sessions stay on the network as it was.
-    fn share_weights(&mut self, image: &[f32], expected: &[f32]) -> Result<Session, String> {
-        let original = self.folder.path().join("original.onnx");
-        let shared = self.try_share_weights(&original).and_then(|mut session| {
+    fn share_weights(&mut self, folder: &Path, image: &[f32], expected: &[f32]) -> Result<Session, String> {
+        let shared = self.try_share_weights(&folder.join(OPTIMIZED)).and_then(|mut session| {
             let values = self.run(&mut session, image, 1, |_, values| Ok(values.to_vec()))?;
             match are_alike(&values, expected) {
                 true => Ok(session),
                 false => Err("it gives other values than before".to_owned()),
             }
         });
-        fs::remove_file(self.folder.path().join(OPTIMIZED)).ok();
-        match shared {
-            Ok(session) => {
-                fs::remove_file(original).ok();
-                Ok(session)
-            }
-            Err(cause) => {
-                log::debug!("onnxruntime's sessions do not share the weights: {cause}");
-                self.weights.clear();
-                if original.exists() {
-                    fs::rename(original, self.network()).map_err(|e| e.to_string())?;
-                }
-                self.session(None)
-            }
-        }
+        shared.or_else(|cause| {
+            log::debug!("onnxruntime's sessions do not share the weights: {cause}");
+            self.weights.clear();
+            self.network = fs::read(folder.join(NETWORK)).map_err(|e| e.to_string())?;
+            self.session()
+        })
     }
 
-    fn try_share_weights(&mut self, original: &Path) -> Result<Session, String> {
+    fn try_share_weights(&mut self, optimized: &Path) -> Result<Session, String> {
         let text = |e: io::Error| e.to_string();
-        let optimized = File::open(self.folder.path().join(OPTIMIZED)).map_err(text)?;
+        let optimized = File::open(optimized).map_err(text)?;
         let length = optimized.metadata().map_err(text)?.len();
         let mut network = protobuf::read(optimized, length as usize).map_err(|e| e.to_string())?;
         let graph = network.graph.as_mut().ok_or("it has no graph")?;
@@ -268,11 +293,9 @@ impl Recipe {
         if weights.is_empty() {
             return Err("it has no weights".to_owned());
         }
-        fs::write(self.folder.path().join(ELSEWHERE), "").map_err(text)?;
-        fs::rename(self.network(), original).map_err(text)?;
-        protobuf::write(network, File::create(self.network()).map_err(text)?).map_err(text)?;
+        self.network = network.encode_to_vec();
         self.weights = weights;
-        self.session(None)
+        self.session()
     }
 
     fn values(&self) -> usize {
@@ -388,17 +411,22 @@ impl Engine for OnnxRuntimeEngine {
     }
 
     fn run(&self, batch: &[f32], rows: usize, output: &mut [f32]) -> Result<(), EngineError> {
-        let mut session = self.take().map_err(|cause| failed("run", cause))?;
+        let mut taken = self.take().map_err(|cause| failed("run", cause))?;
         let batch = &batch[..rows * self.recipe.values()];
-        let ran = self.recipe.run(&mut session, batch, rows, |shape, values| {
-            if values.len() != output.len() {
-                return Err(format!("its output for {rows} images is {shape:?}"));
-            }
-            output.copy_from_slice(values);
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            let mut session = taken.session.take().ok_or("its session is lost")?;
+            self.recipe.run(&mut session, batch, rows, |shape, values| {
+                if values.len() != output.len() {
+                    return Err(format!("its output for {rows} images is {shape:?}"));
+                }
+                output.copy_from_slice(values);
+                Ok(())
+            })?;
+            taken.session = Some(session);
             Ok(())
-        });
-        self.put_back(session);
-        ran.map_err(|cause| failed("run", cause))
+        }));
+        ran.unwrap_or_else(|panic| Err(panic_message(panic.as_ref())))
+            .map_err(|cause| failed("run", cause))
     }
 }
 
