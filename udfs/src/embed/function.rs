@@ -381,9 +381,9 @@ impl Embedder<'_> {
                 }),
             };
             let Some(result) = result else { continue };
-            match self.policy.apply(result.map_err(|error| vectors.fail(i, error)))? {
-                Some(()) => prepared.push(i),
-                None => {}
+            let result = result.map_err(|error| vectors.fail(i, error));
+            if self.policy.apply(result)?.is_some() {
+                prepared.push(i);
             }
         }
         if prepared.is_empty() {
