@@ -10,20 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{failure, pomona, real_data, success};
+use common::{failure, onnxruntime, pomona, real_data, success};
 use pomona::udfs::embed::engines::library;
 
 const SAMPLE: &str = "(SELECT * FROM images('sample://fruits/Training/') ORDER BY path LIMIT 12)";
-
-/// onnxruntime's library; the tests that need it pass without it, and say so.
-#[expect(clippy::print_stderr, reason = "a skipped test must not look like a passed one")]
-fn onnxruntime() -> Option<PathBuf> {
-    let found = library::find();
-    if let Err(error) = &found {
-        eprintln!("skipped: {error}");
-    }
-    found.ok()
-}
 
 /// The program with this library and no other.
 fn with_library(library: &Path) -> Command {
@@ -70,7 +60,7 @@ fn both_engines_give_the_same_vectors() {
         let compare = "SELECT count(*) AS rows, min(1 - cosine_distance(a.pooled, b.pooled)) > 0.99999 AS pooled, \
                        min(1 - cosine_distance(a.map, b.map)) > 0.99999 AS map \
                        FROM onnxruntime AS a JOIN tract AS b USING (path)";
-        let mut command = with_library(&library);
+        let mut command = with_library(library);
         if let Some(real) = &real {
             command.env("POMONA_MODELS", real.join("models"));
         }
@@ -87,7 +77,7 @@ fn the_library_is_found_where_python_keeps_it() {
     let home = tempfile::tempdir().unwrap();
     let package = home.path().join("lib/python3.12/site-packages/onnxruntime/capi");
     fs::create_dir_all(&package).unwrap();
-    fs::copy(&library, package.join("libonnxruntime.so.1.99.0")).unwrap();
+    fs::copy(library, package.join("libonnxruntime.so.1.99.0")).unwrap();
     let engine = |command: &mut Command| {
         let sql = "SELECT engine FROM models() WHERE name = 'resnet-mini'";
         success(command.args(["-q", "--format", "csv", "-c", sql]))
@@ -146,13 +136,13 @@ fn a_library_that_cannot_be_used_is_named_with_the_cause() {
     cases.extend(library_of_version(folder.path(), "1.9.0").map(|library| (library, "got '1.9.0'")));
     let sql = format!("SELECT count(embed(content, 'resnet-mini')) AS n FROM {SAMPLE}");
     for (library, cause) in cases {
-        let told = failure(with_library(&library).args(["-c", "SET pomona.engine = 'onnxruntime'", "-c", &sql]));
+        let told = failure(with_library(library).args(["-c", "SET pomona.engine = 'onnxruntime'", "-c", &sql]));
         for part in [&library.display().to_string(), cause, "1.17", "pip install onnxruntime"] {
             assert!(told.contains(part), "{}: no '{part}' in: {told}", library.display());
         }
 
         // By itself it goes on with the other engine, and says so once.
-        let output = with_library(&library).args(["-c", &sql, "-c", &sql]).output().unwrap();
+        let output = with_library(library).args(["-c", &sql, "-c", &sql]).output().unwrap();
         assert!(output.status.success());
         let notes = String::from_utf8(output.stderr).unwrap();
         assert_eq!(notes.matches("networks run on tract").count(), 1, "{notes}");

@@ -12,20 +12,7 @@ use std::fs;
 use common::{reference, rows, vectors};
 use datafusion::prelude::SessionContext;
 use pomona::SessionBuilder;
-use pomona::udfs::embed::engines::library::library;
 use pomona::udfs::settings::PomonaOptions;
-
-/// Is there a library to test with? A test that needs it passes without, and says so.
-#[expect(clippy::print_stderr, reason = "a skipped test must not look like a passed one")]
-fn onnxruntime_available() -> bool {
-    match library() {
-        Ok(_) => true,
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            false
-        }
-    }
-}
 
 /// By model and output: the vector of `picture.png`.
 type Vectors = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
@@ -74,7 +61,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
 
 #[tokio::test]
 async fn onnxruntime_embeds_with_both_forms_of_quantized_networks() {
-    if !onnxruntime_available() {
+    if !common::onnxruntime().is_some() {
         return;
     }
     let session = session("onnxruntime").await;

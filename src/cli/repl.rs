@@ -13,7 +13,6 @@ use datafusion::sql::sqlparser::dialect::{GenericDialect, dialect_from_str};
 use datafusion_cli::helper::CliHelper;
 use datafusion_cli::print_format::PrintFormat;
 use pomona_udfs::embed::engines::library;
-use pomona_udfs::settings::{EngineChoice, PomonaOptions};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::{CompletionType, Config};
 use rustyline::error::ReadlineError;
@@ -51,11 +50,7 @@ const USER_COLUMNS: &str = "SELECT table_name FROM information_schema.tables WHE
                             WHERE table_schema <> 'information_schema'";
 
 /// What runs networks, and how to get the fast engine where it is not there.
-fn engine_line(runner: &Runner) -> String {
-    let options = PomonaOptions::from_config(runner.ctx.copied_config().options());
-    if options.engine == EngineChoice::Tract {
-        return "Networks run on tract (pomona.engine = 'tract').".to_owned();
-    }
+fn engine_line() -> String {
     match library::library() {
         Ok(library) => format!(
             "Networks run on onnxruntime{} ({}).",
@@ -84,7 +79,7 @@ pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
             "Pomona {} (DataFusion {DATAFUSION_VERSION}). Try: SELECT * FROM images('sample://fruits/Training/') LIMIT 5;",
             env!("CARGO_PKG_VERSION")
         ));
-        note(engine_line(runner));
+        note(engine_line());
     }
 
     loop {

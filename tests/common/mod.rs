@@ -1,6 +1,6 @@
 //! What the integration tests share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type};
 use datafusion::error::Result;
 use datafusion::prelude::SessionContext;
+use pomona::udfs::embed::engines::library::library;
 
 /// The folder with the real images (`data/`) and models (`models/`); the tests that need it pass
 /// without it, and say so.
@@ -20,6 +21,18 @@ pub(crate) fn real_data() -> Option<PathBuf> {
         eprintln!("skipped: POMONA_REAL_DATA is not set");
     }
     folder
+}
+
+/// onnxruntime's library; the tests that need it pass without it, and say so.
+#[expect(clippy::print_stderr, reason = "a skipped test must not look like a passed one")]
+pub(crate) fn onnxruntime() -> Option<&'static Path> {
+    match library() {
+        Ok(library) => Some(library.path()),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
 }
 
 /// A file that the references' script made, see `tests/references/make_images.py`.

@@ -177,12 +177,12 @@ impl ExtensionOptions for PomonaOptions {
             "engine" => self.engine = value.parse()?,
             "device" => self.device = value.parse()?,
             "decode" => self.decode = value.parse()?,
-            "memory_limit" => self.memory.set_limit(match value {
-                none if none.eq_ignore_ascii_case("none") => None,
-                size => Some(
-                    parse_size(size)
-                        .map_err(|e| DataFusionError::Configuration(format!("pomona.{key} = '{value}': {e}")))?,
-                ),
+            "memory_limit" => self.memory.set_limit(if value.eq_ignore_ascii_case("none") {
+                None
+            } else {
+                let bytes = parse_size(value)
+                    .map_err(|e| DataFusionError::Configuration(format!("pomona.{key} = '{value}': {e}")))?;
+                Some(bytes)
             }),
             _ => {
                 let known: Vec<_> = self.entries().into_iter().map(|e| e.key).collect();

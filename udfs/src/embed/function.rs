@@ -263,21 +263,17 @@ fn embed(sources: &ArrayRef, model: &LoadedModel, options: &PomonaOptions) -> Re
 
     let mut all = Vectors::new(rows, dimensions);
     let mut failed = HashMap::new();
-    let mut distinct = distinct.into_iter();
-    for vectors in embedded {
+    for (rows, vectors) in distinct.chunks(model.batch_rows()).zip(embedded) {
         let vectors = vectors?;
-        for (from, row) in (0..vectors.valid.len()).zip(distinct.by_ref()) {
-            all.values[row * dimensions..][..dimensions]
-                .copy_from_slice(&vectors.values[from * dimensions..][..dimensions]);
-            all.valid[row] = vectors.valid[from];
-            failed.extend(
-                vectors
-                    .failed
-                    .iter()
-                    .filter(|(at, _)| *at == from)
-                    .map(|(_, stage)| (row, *stage)),
-            );
+        for ((row, vector), valid) in rows
+            .iter()
+            .zip(vectors.values.chunks_exact(dimensions))
+            .zip(vectors.valid)
+        {
+            all.values[row * dimensions..][..dimensions].copy_from_slice(vector);
+            all.valid[*row] = valid;
         }
+        failed.extend(vectors.failed.into_iter().map(|(i, stage)| (rows[i], stage)));
     }
     for (row, first) in repeated {
         all.values

@@ -21,9 +21,9 @@ use datafusion::physical_plan::ExecutionPlan;
 use prost::Message;
 use serde_json::{Value, json};
 use tract_onnx::pb::ModelProto;
-use tract_onnx::prelude::Framework;
 
 use super::graph::{ImageInput, Output, external_entry, image_input, is_external};
+use super::protobuf;
 use super::registry::{
     self, CONFIG_FILE, LoadedModel, MAX_MODEL_BYTES, MODEL_FILE, ModelInfo, ModelSettings, ModelSource,
 };
@@ -271,9 +271,8 @@ fn read_packed(path: &Path) -> Result<(ModelProto, bool), String> {
     let length = file.metadata().map_err(|e| e.to_string())?.len();
     let too_large = || format!("with its weights it is larger than {MAX_MODEL_BYTES} bytes");
     let mut left = MAX_MODEL_BYTES.checked_sub(length).ok_or_else(too_large)?;
-    let mut network = tract_onnx::onnx()
-        .proto_model_for_read(&mut file.take(MAX_MODEL_BYTES))
-        .map_err(|e| format!("it is no ONNX network, or cut off: {e:#}"))?;
+    let mut network =
+        protobuf::read(file, length as usize).map_err(|e| format!("it is no ONNX network, or cut off: {e}"))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut packed = false;
     for tensor in network

@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use tract_onnx::pb::ModelProto;
 
 use super::engines::{self, Engine, EngineSettings};
-use super::graph::{Output, headless, image_input};
+use super::graph::{GraphError, Output, headless, image_input};
 use super::preprocess::Preprocess;
 use super::protobuf::{self, ReadError};
 use super::readout::Readout;
@@ -138,9 +138,9 @@ impl ModelSource {
     }
 
     /// The length of the network's file; 0 where there is none.
-    fn bytes(&self) -> u64 {
+    fn bytes(&self, stamp: &Stamp) -> u64 {
         match &self.place {
-            Place::Folder(folder) => fs::metadata(folder.join(MODEL_FILE)).map_or(0, |metadata| metadata.len()),
+            Place::Folder(_) => stamp[0].map_or(0, |(_, length)| length),
             Place::Program(bundled) => bundled.onnx.len() as u64,
         }
     }
@@ -410,14 +410,16 @@ impl LoadedModel {
         let (network, sha256) = source.read_network()?;
         let input = image_input(&network).map_err(|e| source.broken(MODEL_FILE, e))?;
         let preprocess = Preprocess::new(&config, &input).map_err(|e| source.broken(CONFIG_FILE, e))?;
-        let mut network = headless(network, &input, output).map_err(|e| source.broken(MODEL_FILE, e))?;
-        skip_unread(&mut network.model);
+        let cut = |network| {
+            let mut network = headless(network, &input, output)?;
+            skip_unread(&mut network.model);
+            Ok::<_, GraphError>(network)
+        };
+        let network = cut(network).map_err(|e| source.broken(MODEL_FILE, e))?;
         let shape = input.shape(preprocess.height(), preprocess.width());
         let again = || {
             let (network, _) = source.read_network().map_err(|e| e.message().into_owned())?;
-            let mut network = headless(network, &input, output).map_err(|e| e.to_string())?;
-            skip_unread(&mut network.model);
-            Ok(network.model)
+            Ok(cut(network).map_err(|e| e.to_string())?.model)
         };
         let layout = network.layout;
         let engine = engines::load(&source.name, network.model, shape, again, engine)
@@ -570,8 +572,10 @@ static DESCRIBED: LazyLock<Cache<(Identity, EngineSettings), ModelInfo>> = LazyL
 /// Where there is no such model, or it is broken: its file, what is wrong with it and what to do.
 pub fn load(name: &str, output: Output, settings: &ModelSettings) -> Result<Arc<LoadedModel>> {
     let source = find(name, &settings.models_dir)?;
+    let stamp = source.stamp();
+    let bytes = source.bytes(&stamp);
     if let Some(limit) = settings.memory_limit
-        && source.bytes() > limit as u64 * 2 / 3
+        && bytes > limit as u64 * 2 / 3
     {
         // Reading it would take what the limit is to protect.
         return Err(source.broken(
@@ -579,13 +583,13 @@ pub fn load(name: &str, output: Output, settings: &ModelSettings) -> Result<Arc<
             format!(
                 "the network has {} and takes half as much again to run, the session has {} in all: raise the limit (SET \
                  pomona.memory_limit = '…', or --memory), or take a smaller model",
-                human_readable_size(usize::try_from(source.bytes()).unwrap_or(usize::MAX)),
+                human_readable_size(usize::try_from(bytes).unwrap_or(usize::MAX)),
                 human_readable_size(limit)
             ),
         ));
     }
     let key = (source.identity(), output, settings.engine);
-    LOADED.get_or_make(key, source.stamp(), || {
+    LOADED.get_or_make(key, stamp, || {
         Ok(Arc::new(LoadedModel::open(&source, output, settings.engine)?))
     })
 }

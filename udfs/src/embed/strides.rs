@@ -11,6 +11,8 @@ use std::collections::{HashMap, HashSet};
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto};
 
+use super::graph::attribute;
+
 /// The largest stride that is moved or made.
 const MAX_STRIDE: i64 = 64;
 /// From here on (the version of ONNX's operators) pools take quantized values too.
@@ -197,10 +199,6 @@ fn is_pixel(node: &NodeProto) -> bool {
 fn set_stride(node: &mut NodeProto, stride: i64) {
     node.attribute.retain(|attribute| attribute.name != "strides");
     node.attribute.push(ints("strides", [stride; 2]));
-}
-
-fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
-    node.attribute.iter().find(|attribute| attribute.name == name)
 }
 
 fn ints(name: &str, values: [i64; 2]) -> AttributeProto {

@@ -8,7 +8,7 @@ use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::householder;
 use faer::linalg::qr::no_pivoting::factor as qr;
 use faer::linalg::svd::{self, ComputeSvdVectors};
-use faer::{Conj, Mat, MatRef, Par};
+use faer::{Conj, Mat, MatMut, MatRef, Par};
 
 /// The eigenvalues of a symmetric matrix, of which the lower triangle is read, from the smallest up,
 /// and the eigenvectors in columns. `None` where they do not converge.
@@ -76,16 +76,11 @@ pub(super) fn orthonormal(mut matrix: Mat<f64>) -> Mat<f64> {
     basis
 }
 
-/// Is a symmetric matrix, of which the lower triangle is read, positive definite?
-pub(super) fn is_positive_definite(mut matrix: Mat<f64>) -> bool {
+/// Puts Cholesky's factor in the place of the lower triangle of a symmetric matrix; `false` where the matrix
+/// is not positive definite to rounding.
+pub(super) fn cholesky(matrix: MatMut<'_, f64>) -> bool {
     let scratch = llt::cholesky_in_place_scratch::<f64>(matrix.ncols(), Par::Seq, Default::default());
-    let stack = &mut MemBuffer::new(scratch);
-    llt::cholesky_in_place(
-        matrix.as_mut(),
-        Default::default(),
-        Par::Seq,
-        MemStack::new(stack),
-        Default::default(),
-    )
-    .is_ok()
+    let memory = &mut MemBuffer::new(scratch);
+    let stack = MemStack::new(memory);
+    llt::cholesky_in_place(matrix, Default::default(), Par::Seq, stack, Default::default()).is_ok()
 }

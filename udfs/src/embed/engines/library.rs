@@ -97,18 +97,6 @@ pub fn library() -> Result<&'static Library, &'static LibraryError> {
     LIBRARY.get_or_init(load_first).as_ref()
 }
 
-/// The file that [`library`] tries first; it is not loaded.
-///
-/// # Errors
-/// Where there is none.
-pub fn find() -> Result<PathBuf, LibraryError> {
-    let (mut candidates, looked_in) = candidates()?;
-    match candidates.is_empty() {
-        true => Err(LibraryError::NotFound { looked_in }),
-        false => Ok(candidates.swap_remove(0)),
-    }
-}
-
 fn load_first() -> Result<Library, LibraryError> {
     let (candidates, looked_in) = candidates()?;
     let mut failure = LibraryError::NotFound { looked_in };

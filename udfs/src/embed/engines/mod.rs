@@ -178,6 +178,19 @@ fn library_for(choice: EngineChoice) -> Result<&'static library::Library, &'stat
     }
 }
 
+/// The longest output for one image, in values: 64 MiB.
+const MAX_VALUES: usize = 1 << 24;
+
+/// The shape of the output for one image, of that for a batch of one.
+fn shape_of_one(shape: &[usize]) -> Result<Vec<usize>, String> {
+    match shape {
+        [1, rest @ ..] if (1..=MAX_VALUES).contains(&rest.iter().product()) => Ok(rest.to_vec()),
+        shape => Err(format!(
+            "its output for one image is {shape:?}, not [1, …] with 1 to {MAX_VALUES} values"
+        )),
+    }
+}
+
 /// What a panic says.
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let message = panic

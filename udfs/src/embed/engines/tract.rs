@@ -30,11 +30,9 @@ use tract_onnx::tract_core::knobs::KnobScope;
 use tract_onnx::tract_core::plan;
 use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 
-use super::{Engine, EngineError, panic_message};
+use super::{Engine, EngineError, panic_message, shape_of_one};
 
 pub(super) const NAME: &str = "tract";
-/// The longest output for one image, in values: 64 MiB.
-const MAX_VALUES: usize = 1 << 24;
 /// tract puts whole nodes into its messages.
 const MAX_CAUSE: usize = 600;
 /// What a loaded network takes, in its weights: tract packs them for its matrix products.
@@ -108,13 +106,8 @@ impl TractEngine {
         };
         let zeros = vec![0.0; input_shape.iter().product()];
         engine.output_shape = engine.run_one(&zeros, |output| {
-            let values = output.try_as_plain_ram()?.as_slice::<f32>()?.len();
-            match output.shape() {
-                [1, shape @ ..] if (1..=MAX_VALUES).contains(&values) => Ok(shape.to_vec()),
-                shape => Err(TractError::msg(format!(
-                    "its output for one image is {shape:?}, not [1, …] with 1 to {MAX_VALUES} values"
-                ))),
-            }
+            output.try_as_plain_ram()?.as_slice::<f32>()?;
+            shape_of_one(output.shape()).map_err(TractError::msg)
         })?;
         Ok(engine)
     }

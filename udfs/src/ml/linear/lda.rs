@@ -456,17 +456,14 @@ impl Covariance<'_> {
     /// By Cholesky's decomposition. Leaves the columns as they are and says so with `false` where the
     /// matrix is not positive definite to rounding.
     fn solve_definite(&self, columns: MatMut<'_, f64>) -> bool {
-        let features = self.scatter.ncols();
         let mut factor = self.lower();
-        let scratch = llt::factor::cholesky_in_place_scratch::<f64>(features, Par::Seq, Default::default());
-        let mut memory = MemBuffer::new(scratch);
-        let stack = MemStack::new(&mut memory);
-        let factored =
-            llt::factor::cholesky_in_place(factor.as_mut(), Default::default(), Par::Seq, stack, Default::default());
-        if factored.is_ok() {
-            llt::solve::solve_in_place(factor.as_ref(), columns, Par::Seq, stack);
+        let factored = eigen::cholesky(factor.as_mut());
+        if factored {
+            let scratch = llt::solve::solve_in_place_scratch::<f64>(factor.ncols(), columns.ncols(), Par::Seq);
+            let memory = &mut MemBuffer::new(scratch);
+            llt::solve::solve_in_place(factor.as_ref(), columns, Par::Seq, MemStack::new(memory));
         }
-        factored.is_ok()
+        factored
     }
 
     /// The matrix, its upper triangle 0.

@@ -190,7 +190,7 @@ fn are_largest(mut matrix: Mat<f64>, values: &[f64], vectors: &Mat<f64>, scaled:
         .column_vector_mut()
         .iter_mut()
         .for_each(|x| *x += bound);
-    eigen::is_positive_definite(matrix)
+    eigen::cholesky(matrix.as_mut())
 }
 
 fn no_convergence() -> DataFusionError {
