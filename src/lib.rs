@@ -30,9 +30,12 @@
 //! | [`stores`] | object stores from a URL, the environment and table options |
 //! | [`sample`] | the sample data set, `sample://fruits/` |
 //! | [`udfs`] | the functions alone, for a session of your own: [`udfs::register_all`] |
+//! | [`cluster`] | the same SQL on many nodes |
 //! | [`cli`] | the command line |
 
 pub mod cli;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod plan;
 pub mod sample;
 mod session;

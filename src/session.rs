@@ -22,9 +22,11 @@ use pomona_udfs::embed::{ModelsFunction, registry};
 use pomona_udfs::memory::{BudgetPool, MemoryBudget};
 use pomona_udfs::settings::PomonaOptions;
 
+#[cfg(feature = "cluster")]
+use crate::cluster::{self, Cluster, tls::TlsFiles};
 use crate::plan::{HoistNetworks, SharingPlanner, ShowShared};
 use crate::sink::AllOrNothing;
-use crate::stores::PomonaStores;
+use crate::stores::{PomonaStores, models};
 use crate::table::{ImageTableFactory, ImagesFunction};
 
 /// Rows per batch. DataFusion counts rows, not bytes: its 8,192 photos of 5 MB would be 40 GB, and a
@@ -62,6 +64,10 @@ pub struct SessionBuilder {
     config: SessionConfig,
     memory_limit: Option<usize>,
     options: Option<PomonaOptions>,
+    #[cfg(feature = "cluster")]
+    cluster: Option<String>,
+    #[cfg(feature = "cluster")]
+    tls: Option<TlsFiles>,
 }
 
 impl SessionBuilder {
@@ -98,39 +104,63 @@ impl SessionBuilder {
         self
     }
 
+    /// Runs queries on a cluster: `df://host:port` is the address of its scheduler; `local:N` is one in this
+    /// process, with N cores, to try things out. What reads no object still runs here.
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub fn cluster(mut self, url: impl Into<String>) -> Self {
+        self.cluster = Some(url.into());
+        self
+    }
+
+    /// The certificates to reach the cluster with.
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub fn cluster_tls(mut self, files: TlsFiles) -> Self {
+        self.tls = Some(files);
+        self
+    }
+
     /// The session.
     ///
     /// # Errors
-    /// Where the machine gives no folder for files that are spilled.
+    /// Where the machine gives no folder for files that are spilled, where an address is none of a cluster,
+    /// and where its certificates cannot be read.
     pub fn build(self) -> Result<SessionContext> {
-        register_bundled_models()?;
+        register_models()?;
 
         let (config, memory) = config(self.config, self.options)?;
         if let Some(bytes) = self.memory_limit {
             memory.set_limit(Some(bytes));
         }
-        // The error of a pool that is full names its three largest consumers.
-        const NAMED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
-        let runtime = RuntimeEnvBuilder::new()
-            .with_object_store_registry(Arc::new(PomonaStores::new()))
-            .with_memory_pool(Arc::new(TrackConsumersPool::new(BudgetPool(memory), NAMED)))
-            // A listing that is kept for ever misses the files that COPY adds; and a file that COPY replaces
-            // within a second, with as many bytes, would keep its old statistics.
-            .with_object_list_cache_limit(0)
-            .with_file_statistics_cache_limit(0)
-            .with_metadata_cache_limit(0);
+        let stores = Arc::new(PomonaStores::new());
+        let config = config.with_extension(Arc::clone(&stores));
+        #[cfg(feature = "cluster")]
+        let (config, cluster) = match &self.cluster {
+            Some(url) => {
+                let cluster = Cluster::open(url, self.tls.as_ref())?;
+                (cluster::client_config(config), Some(Arc::new(cluster)))
+            }
+            None => (config, None),
+        };
+        let runtime = runtime(stores, memory);
 
         let files = Arc::new(FileTables::default());
         let catalogs = DynamicFileCatalog::new(Arc::new(MemoryCatalogProviderList::new()), Arc::clone(&files) as _);
-        let mut builder = SessionStateBuilder::new_with_default_features()
+        let builder = SessionStateBuilder::new_with_default_features()
             .with_config(config)
             .with_runtime_env(runtime.build_arc()?)
             .with_catalog_list(Arc::new(catalogs))
             .with_table_factory("IMAGES".to_owned(), Arc::new(ImageTableFactory))
             .with_physical_optimizer_rule(Arc::new(AllOrNothing))
-            .with_optimizer_rule(Arc::new(HoistNetworks))
-            .with_query_planner(Arc::new(SharingPlanner))
-            .with_physical_optimizer_rule(Arc::new(ShowShared));
+            .with_optimizer_rule(Arc::new(HoistNetworks));
+        #[cfg(feature = "cluster")]
+        let mut builder = match cluster {
+            Some(cluster) => cluster::planned(builder, cluster),
+            None => planned(builder),
+        };
+        #[cfg(not(feature = "cluster"))]
+        let mut builder = planned(builder);
         // Through the builder, which shows the functions the settings that they start with.
         builder
             .scalar_functions()
@@ -155,8 +185,30 @@ impl SessionBuilder {
     }
 }
 
-/// The small model that comes with Pomona, so that a first query needs no file.
-fn register_bundled_models() -> Result<()> {
+/// What a query uses twice is computed once.
+fn planned(builder: SessionStateBuilder) -> SessionStateBuilder {
+    builder
+        .with_query_planner(Arc::new(SharingPlanner))
+        .with_physical_optimizer_rule(Arc::new(ShowShared))
+}
+
+/// What queries run in: `stores`, and memory within a budget.
+pub(crate) fn runtime(stores: Arc<PomonaStores>, memory: Arc<MemoryBudget>) -> RuntimeEnvBuilder {
+    // The error of a pool that is full names its three largest consumers.
+    const NAMED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(2);
+    RuntimeEnvBuilder::new()
+        .with_object_store_registry(stores)
+        .with_memory_pool(Arc::new(TrackConsumersPool::new(BudgetPool(memory), NAMED)))
+        // A listing that is kept for ever misses the files that COPY adds; and a file that COPY replaces
+        // within a second, with as many bytes, would keep its old statistics.
+        .with_object_list_cache_limit(0)
+        .with_file_statistics_cache_limit(0)
+        .with_metadata_cache_limit(0)
+}
+
+/// Where models are, besides folders: in the program, so that a first query needs no file, and at URLs.
+pub(crate) fn register_models() -> Result<()> {
+    models::register();
     registry::register_bundled(
         "resnet-mini",
         include_str!("../models/resnet-mini/preprocessor_config.json"),

@@ -4,26 +4,17 @@
 
 #[expect(dead_code, reason = "every test takes the helpers that it needs")]
 mod common;
+#[expect(dead_code, reason = "every test takes the helpers that it needs")]
 #[path = "common/s3.rs"]
 mod server;
 
-use std::io::Cursor;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{failure, integers, pomona, rows, strings, success, vectors};
 use datafusion::error::Result;
 use datafusion::prelude::SessionContext;
-use image::{ImageFormat, Rgb, RgbImage};
-use server::{Fault, S3Server, SECRET_KEY};
-
-/// A small image; every shade is another.
-fn picture(shade: u8) -> Vec<u8> {
-    let mut png = Cursor::new(Vec::new());
-    let image = RgbImage::from_fn(8, 8, |x, y| Rgb([shade, x as u8 * 30, y as u8 * 30]));
-    image.write_to(&mut png, ImageFormat::Png).unwrap();
-    png.into_inner()
-}
+use server::{Fault, S3Server, SECRET_KEY, picture};
 
 const LABELS: [&str; 3] = ["Apple", "Kiwi", "Lemon"];
 

@@ -8,8 +8,11 @@
 //! | `repl.rs` | `pomona`: statements as they are typed |
 //! | `model.rs` | `pomona model add`, `pomona model list` |
 //! | `sample.rs` | `pomona sample` |
+//! | `cluster.rs` | `pomona scheduler`, `pomona executor` |
 //! | [`functions`] | `pomona functions`: the functions' documentation |
 
+#[cfg(feature = "cluster")]
+mod cluster;
 pub mod functions;
 mod model;
 mod print;
@@ -28,9 +31,10 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::logical_expr::ExplainFormat;
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::SessionConfig;
 use datafusion_cli::print_format::PrintFormat;
 use datafusion_cli::print_options::MaxRows;
+use log::LevelFilter;
 use pomona_udfs::memory::parse_size;
 use pomona_udfs::settings::{OnError, PomonaOptions};
 use tokio::runtime::Builder;
@@ -71,6 +75,15 @@ struct CommandLine {
 
     #[command(flatten)]
     session: SessionArgs,
+
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    cluster: cluster::ClientArgs,
+
+    /// What is logged to standard error: off, error, warn, info or debug [default: warn for scheduler and
+    /// executor, otherwise off]
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log_level: Option<LevelFilter>,
 }
 
 #[derive(Debug, Args)]
@@ -116,6 +129,12 @@ enum Action {
     },
     /// Writes the sample data set, labelled pictures of fruits, into a folder or to a URL
     Sample(sample::Arguments),
+    /// Cuts the queries of clients (--cluster) into tasks for executors
+    #[cfg(feature = "cluster")]
+    Scheduler(crate::cluster::scheduler::SchedulerArgs),
+    /// Runs the tasks of a scheduler
+    #[cfg(feature = "cluster")]
+    Executor(crate::cluster::executor::ExecutorArgs),
     /// Prints the documentation of all functions, with the output of their examples, as Markdown
     Functions,
 }
@@ -140,6 +159,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
+    #[cfg(feature = "cluster")]
+    let command_line = match cluster::role(command_line) {
+        Ok(status) => return status,
+        Err(command_line) => *command_line,
+    };
+    log_to_stderr(command_line.log_level.unwrap_or(LevelFilter::Off));
     let sources = match sources(&command_line, &matches) {
         Ok(sources) => sources,
         Err(message) => {
@@ -167,6 +192,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn log_to_stderr(level: LevelFilter) {
+    env_logger::Builder::new().filter_level(level).init();
 }
 
 /// What -c and -f say, in their order. Every file is read before the first statement runs.
@@ -205,9 +234,14 @@ async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Engine
         variable,
         print,
         session,
+        #[cfg(feature = "cluster")]
+        cluster,
         ..
     } = command_line;
-    let ctx = open(session)?;
+    let builder = open(session)?;
+    #[cfg(feature = "cluster")]
+    let builder = cluster.on(builder);
+    let ctx = builder.build()?;
     let print = PrintOptions {
         format: print.format,
         quiet: print.quiet,
@@ -229,6 +263,9 @@ async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Engine
         Some(Action::Model { action }) => return model::run(action, &mut runner).await,
         Some(Action::Sample(arguments)) => return sample::run(arguments, &runner).await,
         Some(Action::Functions) => return functions::run(&mut runner).await,
+        // Has run.
+        #[cfg(feature = "cluster")]
+        Some(Action::Scheduler(_) | Action::Executor(_)) => return Ok(()),
         None => {}
     }
     if sources.is_empty() {
@@ -244,7 +281,7 @@ async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Engine
 }
 
 /// Opens the session: settings from the environment (`DATAFUSION_…`), then from the arguments.
-fn open(args: SessionArgs) -> Result<SessionContext> {
+fn open(args: SessionArgs) -> Result<SessionBuilder> {
     let mut config = ConfigOptions::from_env()?;
     // As datafusion-cli has it, where the environment says nothing else.
     if env::var_os("DATAFUSION_EXPLAIN_FORMAT").is_none() {
@@ -264,7 +301,7 @@ fn open(args: SessionArgs) -> Result<SessionContext> {
     if let Some(bytes) = args.memory {
         builder = builder.with_memory_limit(bytes);
     }
-    builder.build()
+    Ok(builder)
 }
 
 #[cfg(test)]

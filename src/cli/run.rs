@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{SchemaRef, UInt64Type};
-use datafusion::common::plan_datafusion_err;
+use datafusion::common::{internal_err, plan_datafusion_err};
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::config::Dialect as DialectName;
@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::print::{Out, PrintOptions, ResultPrinter, note};
 use super::script::{self, Command, Step, Variables};
-use crate::stores;
+use crate::stores::{self, PomonaStores};
 
 /// How long an interrupted or failed statement may take to give up its uploads, and those to be aborted.
 const ABORT_TIME: Duration = Duration::from_secs(5);
@@ -239,11 +239,10 @@ impl Runner {
         };
         if result.is_err() {
             drop(query);
-            if let Kind::Written { in_folder } = kind {
-                self.abort_uploads(tasks_before).await;
-                if in_folder && result == Err(Stop::Interrupted) {
-                    note("The folder that was written to may hold some of the statement's files.");
-                }
+            // Uploads, and what runs on a cluster.
+            self.give_up(tasks_before).await;
+            if let (Kind::Written { in_folder: true }, Err(Stop::Interrupted)) = (kind, &result) {
+                note("The folder that was written to may hold some of the statement's files.");
             }
             if result == Err(Stop::Interrupted) {
                 self.engine = Engine::start().map_err(DataFusionError::from)?;
@@ -335,7 +334,7 @@ impl Runner {
 
     /// Waits until the tasks of a query that was dropped are gone, whose writers give up their uploads, and
     /// until those are cleaned away. A task that computes ends when it next gives up its thread.
-    async fn abort_uploads(&self, tasks_before: usize) {
+    async fn give_up(&self, tasks_before: usize) {
         let gone = async {
             while self.engine.handle.metrics().num_alive_tasks() > tasks_before {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -426,11 +425,11 @@ fn register_stores(ctx: &SessionContext, plan: &LogicalPlan) -> Result<()> {
         LogicalPlan::Copy(copy) => (std::slice::from_ref(&copy.output_url), &copy.options),
         _ => return Ok(()),
     };
+    let Some(stores) = ctx.state().config().get_extension::<PomonaStores>() else {
+        return internal_err!("a session without stores");
+    };
     for location in locations {
-        let url = ListingTableUrl::parse(location)?;
-        if let Some(store) = stores::store_with_options(url.as_ref(), options)? {
-            ctx.register_object_store(url.as_ref(), store);
-        }
+        stores.grant(ListingTableUrl::parse(location)?.as_ref(), options)?;
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::metrics::MetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+#[cfg(feature = "cluster")]
+use datafusion::physical_plan::replace_children_if_necessary;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 use futures::StreamExt;
 use gate::Gate;
@@ -52,6 +54,20 @@ impl PhysicalOptimizerRule for AllOrNothing {
 
     fn schema_check(&self) -> bool {
         true
+    }
+}
+
+/// `plan` with the sink itself where its root is guarded: an executor guards what it runs by itself.
+#[cfg(feature = "cluster")]
+pub(crate) fn unguarded(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let exec = plan.downcast_ref::<DataSinkExec>();
+    let guarded = exec.and_then(|exec| Some((exec, exec.sink().downcast_ref::<GuardedSink>()?)));
+    match guarded {
+        Some((exec, GuardedSink(sink))) => {
+            let sink = Arc::new(sink.clone()) as Arc<dyn ExecutionPlan>;
+            replace_children_if_necessary(sink, vec![Arc::clone(exec.input())])
+        }
+        None => Ok(plan),
     }
 }
 

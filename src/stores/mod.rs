@@ -6,6 +6,7 @@
 //! | `cloud` | building a store: credentials, region, endpoint, retries |
 //! | `lazy` | the store that the registry gives out: opened on first use, with errors that explain |
 //! | `explain` | from a store's error to bucket, operation, cause and remedy, without secrets |
+//! | `models` | models in object stores, copied to this machine |
 //! | `upload` | uploads that are aborted when they are given up |
 //! | `io` | the threads that do I/O, and the counting of HTTP requests |
 
@@ -13,6 +14,7 @@ mod cloud;
 mod explain;
 pub(crate) mod io;
 mod lazy;
+pub(crate) mod models;
 mod upload;
 
 use std::collections::HashMap;
@@ -31,6 +33,8 @@ use url::{Position, Url};
 
 pub(crate) use self::explain::{Cause, cause_of, into_datafusion, redact};
 use self::lazy::LazyStore;
+#[cfg(feature = "cluster")]
+pub(crate) use self::upload::give_up;
 pub use self::upload::wait_for_aborts;
 use crate::sample::SampleStore;
 
@@ -66,12 +70,53 @@ const GCP_OPTIONS: [&str; 3] = [
 #[derive(Debug, Default)]
 pub struct PomonaStores {
     stores: RwLock<HashMap<String, Arc<dyn ObjectStore>>>,
+    /// What statements said of stores, by their roots; executors of a cluster make the same stores of it.
+    given: RwLock<HashMap<String, GivenOptions>>,
 }
 
 impl PomonaStores {
     /// A registry without stores.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Registers the store that `options` ask for at `url`, if they say anything of stores.
+    ///
+    /// # Errors
+    /// As [`store_with_options`].
+    pub(crate) fn grant(&self, url: &Url, options: &HashMap<String, String>) -> Result<()> {
+        if let Some(store) = store_with_options(url, options)? {
+            self.register_store(url, store);
+            self.given.write().insert(root(url), GivenOptions::of(options));
+        }
+        Ok(())
+    }
+
+    /// What [`Self::grant`] was told of the store at `url`.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn granted(&self, url: &Url) -> Option<GivenOptions> {
+        self.given.read().get(&root(url)).cloned()
+    }
+}
+
+/// The options of a statement that say how its store is reached; secrets are among them.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct GivenOptions(pub(crate) HashMap<String, String>);
+
+impl GivenOptions {
+    /// Those of `options` that are about stores.
+    pub(crate) fn of(options: &HashMap<String, String>) -> Self {
+        let about_stores = options
+            .iter()
+            .filter(|(key, _)| key.starts_with("aws.") || key.starts_with("gcp."));
+        Self(about_stores.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+// By hand: they hold secrets.
+impl fmt::Debug for GivenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GivenOptions").finish_non_exhaustive()
     }
 }
 
@@ -85,6 +130,7 @@ impl ObjectStoreRegistry for PomonaStores {
         {
             return Some(store);
         }
+        self.given.write().remove(&root);
         let store = Arc::new(LazyStore::opened(root.clone(), store));
         stores.insert(root, store)
     }

@@ -21,6 +21,9 @@
 //! More GETs are queued than may be under way: while a batch waits for the query, or the first object
 //! of a batch for its server, the others are read already.
 
+#[cfg(feature = "cluster")]
+mod wire;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
@@ -60,8 +63,10 @@ use pomona_udfs::policy::{RowError, RowPolicy, Stage};
 use pomona_udfs::settings::PomonaOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+#[cfg(feature = "cluster")]
+pub(crate) use self::wire::FetchWire;
 use super::location::Base;
-use crate::stores::{Cause, cause_of, into_datafusion, io};
+use crate::stores::{Cause, GivenOptions, cause_of, into_datafusion, io};
 
 /// GETs that are queued for each that may be under way.
 const QUEUED: usize = 4;
@@ -92,6 +97,8 @@ pub(crate) struct FetchSpec {
     pub(crate) to_fetch: usize,
     /// Their bytes.
     pub(crate) bytes: u64,
+    /// The options that the table's own store was made of.
+    pub(crate) given: GivenOptions,
 }
 
 impl FetchSpec {

@@ -41,12 +41,16 @@ use datafusion::logical_expr::{CreateExternalTable, Expr, TableProviderFilterPus
 use datafusion::physical_expr::LexOrdering;
 use datafusion::physical_plan::ExecutionPlan;
 use object_store::ObjectStore;
+use pomona_udfs::settings::PomonaOptions;
 
-use self::fetch::{FetchExec, FetchSpec, by_path};
+pub(crate) use self::fetch::FetchExec;
+#[cfg(feature = "cluster")]
+pub(crate) use self::fetch::FetchWire;
+use self::fetch::{FetchSpec, by_path};
 use self::listing::{Lister, Listing};
 use self::location::Location;
 pub use self::options::ImagesOptions;
-use crate::stores::store_with_options;
+use crate::stores::{GivenOptions, store_with_options};
 
 /// What an object costs beside its bytes: decoding and inference take about the same time for
 /// small images and for large.
@@ -66,7 +70,14 @@ pub struct ImageTable {
     schema: SchemaRef,
     /// The store of a table with credentials of its own; else it is the session's.
     store: Option<Arc<dyn ObjectStore>>,
+    /// The options that it was made of.
+    given: GivenOptions,
 }
+
+/// What a session of a cluster has among its settings' extensions: its scans make tasks of
+/// `pomona.task_bytes`.
+#[derive(Debug)]
+pub(crate) struct TaskSize;
 
 impl ImageTable {
     /// A table of the images at `locations`: URLs, or paths of the file system. A table with a
@@ -89,6 +100,7 @@ impl ImageTable {
             lister: Arc::new(lister),
             schema,
             store,
+            given: GivenOptions::default(),
         })
     }
 
@@ -149,8 +161,15 @@ impl TableProvider for ImageTable {
         let columns = needed_columns(self.lister.schema(), &schema);
         let listing = self.lister.list(store, predicate, limit, columns).await?;
 
-        let partitions = state.config().target_partitions();
-        let (leaf, spec) = plan(&self.lister, &listing, schema, partitions)?;
+        let partitions = Partitions {
+            target: state.config().target_partitions(),
+            task_bytes: state.config().get_extension::<TaskSize>().map(|_| {
+                let options = PomonaOptions::from_config(state.config_options());
+                options.task_bytes as u64
+            }),
+        };
+        let (leaf, mut spec) = plan(&self.lister, &listing, schema, partitions)?;
+        spec.given = self.given.clone();
         Ok(Arc::new(FetchExec::new(leaf, spec, self.store.clone(), limit)))
     }
 }
@@ -195,12 +214,29 @@ fn needed_columns(listing: &Schema, schema: &Schema) -> Vec<usize> {
         .collect()
 }
 
+/// How many partitions a scan has.
+#[derive(Debug, Clone, Copy)]
+struct Partitions {
+    target: usize,
+    /// On a cluster, what a partition may cost, if content is read.
+    task_bytes: Option<u64>,
+}
+
+impl Partitions {
+    /// For rows that cost so much together.
+    fn of(self, rows: usize, cost: u64) -> usize {
+        let tasks = self.task_bytes.map_or(1, |bytes| cost.div_ceil(bytes.max(1)));
+        let tasks = usize::try_from(tasks).unwrap_or(usize::MAX);
+        self.target.max(tasks).min(rows.div_ceil(MIN_ROWS_PER_PARTITION)).max(1)
+    }
+}
+
 /// The listing as a leaf, and what [`FetchExec`] makes of it.
 fn plan(
     lister: &Lister,
     listing: &Listing,
     schema: SchemaRef,
-    partitions: usize,
+    partitions: Partitions,
 ) -> Result<(Arc<dyn ExecutionPlan>, FetchSpec)> {
     let rows = &listing.rows;
     let columns = schema
@@ -209,7 +245,6 @@ fn plan(
         .map(|field| rows.schema_ref().index_of(field.name()).ok())
         .collect::<Vec<_>>();
     let reads_content = columns.contains(&None);
-    let partitions = partitions.min(rows.num_rows().div_ceil(MIN_ROWS_PER_PARTITION)).max(1);
     let (partitions, bytes) = if reads_content {
         let sizes = rows
             .column_by_name("size")
@@ -217,13 +252,14 @@ fn plan(
             .ok_or_else(|| internal_datafusion_err!("a listing has no sizes"))?;
         let sizes = sizes.values().iter().map(|size| u64::try_from(*size).unwrap_or(0));
         let costs = sizes.clone().map(|size| size.saturating_add(COST_PER_OBJECT));
-        let dealt = deal(costs, partitions)
+        let cost = costs.clone().fold(0, u64::saturating_add);
+        let dealt = deal(costs, partitions.of(rows.num_rows(), cost))
             .into_iter()
             .map(|part| Ok(vec![take_record_batch(rows, &UInt32Array::from(part))?]))
             .collect::<Result<Vec<_>>>()?;
         (dealt, sizes.fold(0, u64::saturating_add))
     } else {
-        (shares(rows, partitions), 0)
+        (shares(rows, partitions.of(rows.num_rows(), 0)), 0)
     };
 
     let ordering = rows.schema_ref().index_of("path").ok();
@@ -241,6 +277,7 @@ fn plan(
         pruned: listing.pruned,
         to_fetch: if reads_content { rows.num_rows() } else { 0 },
         bytes,
+        given: GivenOptions::default(),
     };
     let leaf: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(source);
     Ok((leaf, spec))
@@ -305,7 +342,8 @@ impl TableProviderFactory for ImageTableFactory {
             Some(location) => store_with_options(location.base().store().as_ref(), &cmd.options)?,
             None => None,
         };
-        let table = ImageTable { store, ..table };
+        let given = GivenOptions::of(&cmd.options);
+        let table = ImageTable { store, given, ..table };
         // A scheme that does not exist is an error now, not when the table is read.
         table.store(state)?;
         Ok(Arc::new(table))
@@ -350,6 +388,22 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn a_cluster_gets_a_partition_for_each_task() {
+        let here = Partitions {
+            target: 4,
+            task_bytes: None,
+        };
+        assert_eq!((here.of(1000, u64::MAX), here.of(9, 0), here.of(0, 0)), (4, 2, 1));
+        let cluster = Partitions {
+            task_bytes: Some(100),
+            ..here
+        };
+        assert_eq!((cluster.of(1000, 1001), cluster.of(1000, 9)), (11, 4));
+        // However small a task is to be.
+        assert_eq!(cluster.of(80, u64::MAX), 10);
+    }
 
     #[test]
     fn partitions_are_balanced_and_sorted() {

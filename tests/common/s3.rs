@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Cursor;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -10,24 +11,36 @@ use std::time::SystemTime;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use image::{ImageFormat, Rgb, RgbImage};
 use s3s::access::{S3Access, S3AccessContext};
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
     CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, GetObjectInput,
     GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
     PutObjectInput, PutObjectOutput, Timestamp, UploadPartInput, UploadPartOutput,
 };
-use s3s::region::Region;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 const ACCESS_KEY: &str = "POMONATESTACCESSKEY";
 pub(crate) const SECRET_KEY: &str = "a/secret+that-no-message-may-hold";
+
+/// What the access keys of executors start with. Their secret is the same.
+pub(crate) const EXECUTOR: &str = "executor-";
+
+/// A small image; every shade is another.
+pub(crate) fn picture(shade: u8) -> Vec<u8> {
+    let mut png = Cursor::new(Vec::new());
+    let image = RgbImage::from_fn(8, 8, |x, y| Rgb([shade, x as u8 * 30, y as u8 * 30]));
+    image.write_to(&mut png, ImageFormat::Png).unwrap();
+    png.into_inner()
+}
 
 /// A request whose signature was right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +49,8 @@ pub(crate) struct Request {
     pub(crate) operation: &'static str,
     /// The object's key, or the prefix of a LIST.
     pub(crate) key: String,
+    /// The access key that signed it; empty where nobody did.
+    pub(crate) client: String,
 }
 
 /// How the server misbehaves with one key.
@@ -57,6 +72,15 @@ struct Behaviour {
     public_buckets: HashSet<String>,
     page_size: Option<i32>,
     region: Option<&'static str>,
+    held: Option<Held>,
+}
+
+/// GETs of executors that wait.
+#[derive(Debug)]
+struct Held {
+    prefix: String,
+    /// Those that came.
+    came: usize,
 }
 
 /// The server; it stops when it is dropped.
@@ -64,6 +88,8 @@ pub(crate) struct S3Server {
     address: SocketAddr,
     root: TempDir,
     behaviour: Arc<Mutex<Behaviour>>,
+    /// How many of the GETs that are held are answered.
+    answered: watch::Sender<usize>,
     // Threads of its own: a test may block while the server answers.
     runtime: Option<Runtime>,
 }
@@ -76,13 +102,15 @@ impl S3Server {
             fs::create_dir(root.path().join(bucket)).unwrap();
         }
         let behaviour = Arc::<Mutex<Behaviour>>::default();
+        let (answered, answers) = watch::channel(usize::MAX);
         let recorder = Recorder {
             root: root.path().to_owned(),
             files: FileSystem::new(root.path()).unwrap(),
             behaviour: Arc::clone(&behaviour),
+            answers,
         };
         let mut service = S3ServiceBuilder::new(recorder);
-        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        service.set_auth(OneSecret);
         service.set_access(SignedOrPublic {
             behaviour: Arc::clone(&behaviour),
         });
@@ -113,6 +141,7 @@ impl S3Server {
             address,
             root,
             behaviour,
+            answered,
             runtime: Some(runtime),
         }
     }
@@ -124,9 +153,14 @@ impl S3Server {
 
     /// The environment in which a process reaches it, with the right credentials.
     pub(crate) fn environment(&self) -> [(&'static str, String); 3] {
+        self.environment_of(ACCESS_KEY)
+    }
+
+    /// The environment in which a process reaches it, known by this access key.
+    pub(crate) fn environment_of(&self, access_key: &str) -> [(&'static str, String); 3] {
         [
             ("AWS_ENDPOINT_URL", self.endpoint()),
-            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+            ("AWS_ACCESS_KEY_ID", access_key.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
         ]
     }
@@ -208,6 +242,32 @@ impl S3Server {
         self.behaviour.lock().unwrap().region = Some(region);
     }
 
+    /// Answers so many of the next GETs that executors send for keys with this prefix, and lets the others
+    /// wait for [`release_gets`](Self::release_gets).
+    pub(crate) fn hold_gets(&self, prefix: &str, answered: usize) {
+        self.answered.send_replace(answered);
+        self.behaviour.lock().unwrap().held = Some(Held {
+            prefix: prefix.to_owned(),
+            came: 0,
+        });
+    }
+
+    /// Answers the GETs that wait, and all that come.
+    pub(crate) fn release_gets(&self) {
+        self.behaviour.lock().unwrap().held = None;
+        self.answered.send_replace(usize::MAX);
+    }
+
+    /// How many GETs this client has sent since what it was asked was taken.
+    pub(crate) fn gets_of(&self, client: &str) -> usize {
+        let behaviour = self.behaviour.lock().unwrap();
+        let gets = behaviour
+            .requests
+            .iter()
+            .filter(|request| request.operation == "GetObject");
+        gets.filter(|request| request.client == client).count()
+    }
+
     /// What it was asked since the last call.
     pub(crate) fn take_requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.behaviour.lock().unwrap().requests)
@@ -233,6 +293,20 @@ impl Drop for S3Server {
     }
 }
 
+/// Everybody has the same secret, and executors have access keys of their own.
+struct OneSecret;
+
+#[async_trait::async_trait]
+impl S3Auth for OneSecret {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if access_key == ACCESS_KEY || access_key.starts_with(EXECUTOR) {
+            Ok(SecretKey::from(SECRET_KEY))
+        } else {
+            Err(s3_error!(InvalidAccessKeyId, "There is no such access key"))
+        }
+    }
+}
+
 struct SignedOrPublic {
     behaviour: Arc<Mutex<Behaviour>>,
 }
@@ -253,17 +327,19 @@ struct Recorder {
     root: PathBuf,
     files: FileSystem,
     behaviour: Arc<Mutex<Behaviour>>,
+    answers: watch::Receiver<usize>,
 }
 
 impl Recorder {
     /// Records a request, and refuses it where it is told to.
-    fn receive(&self, operation: &'static str, key: &str, region: Option<&Region>) -> S3Result<()> {
+    fn receive<T>(&self, operation: &'static str, key: &str, request: &S3Request<T>) -> S3Result<()> {
         let mut behaviour = self.behaviour.lock().unwrap();
         behaviour.requests.push(Request {
             operation,
             key: key.to_owned(),
+            client: client_of(request),
         });
-        if let (Some(home), Some(region)) = (behaviour.region, region)
+        if let (Some(home), Some(region)) = (behaviour.region, &request.region)
             && region.as_str() != home
         {
             return Err(s3_error!(PermanentRedirect, "The bucket is in another region"));
@@ -277,6 +353,27 @@ impl Recorder {
             _ => Ok(()),
         }
     }
+
+    /// Waits where GETs of this client for this key are held.
+    async fn hold(&self, client: &str, key: &str) {
+        let ticket = {
+            let mut behaviour = self.behaviour.lock().unwrap();
+            match &mut behaviour.held {
+                Some(held) if client.starts_with(EXECUTOR) && key.starts_with(&held.prefix) => {
+                    held.came += 1;
+                    held.came
+                }
+                _ => return,
+            }
+        };
+        // Without the server, nobody is asking any more.
+        let _ = self.answers.clone().wait_for(|answered| ticket <= *answered).await;
+    }
+}
+
+fn client_of<T>(request: &S3Request<T>) -> String {
+    let credentials = request.credentials.as_ref();
+    credentials.map_or_else(String::new, |credentials| credentials.access_key.clone())
 }
 
 #[async_trait::async_trait]
@@ -286,7 +383,7 @@ impl S3 for Recorder {
         mut request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let prefix = request.input.prefix.clone().unwrap_or_default();
-        self.receive("ListObjectsV2", &prefix, request.region.as_ref())?;
+        self.receive("ListObjectsV2", &prefix, &request)?;
         let bucket = request.input.bucket.clone();
         let first_page = request.input.continuation_token.is_none();
         request.input.max_keys = self.behaviour.lock().unwrap().page_size.or(request.input.max_keys);
@@ -315,22 +412,23 @@ impl S3 for Recorder {
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
-        self.receive("GetObject", &request.input.key, request.region.as_ref())?;
+        self.receive("GetObject", &request.input.key, &request)?;
+        self.hold(&client_of(&request), &request.input.key).await;
         self.files.get_object(request).await
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
-        self.receive("HeadObject", &request.input.key, request.region.as_ref())?;
+        self.receive("HeadObject", &request.input.key, &request)?;
         self.files.head_object(request).await
     }
 
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        self.receive("PutObject", &request.input.key, request.region.as_ref())?;
+        self.receive("PutObject", &request.input.key, &request)?;
         self.files.put_object(request).await
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.receive("DeleteObject", &request.input.key, request.region.as_ref())?;
+        self.receive("DeleteObject", &request.input.key, &request)?;
         self.files.delete_object(request).await
     }
 
@@ -338,12 +436,12 @@ impl S3 for Recorder {
         &self,
         request: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-        self.receive("CreateMultipartUpload", &request.input.key, request.region.as_ref())?;
+        self.receive("CreateMultipartUpload", &request.input.key, &request)?;
         self.files.create_multipart_upload(request).await
     }
 
     async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        self.receive("UploadPart", &request.input.key, request.region.as_ref())?;
+        self.receive("UploadPart", &request.input.key, &request)?;
         self.files.upload_part(request).await
     }
 
@@ -351,7 +449,7 @@ impl S3 for Recorder {
         &self,
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        self.receive("CompleteMultipartUpload", &request.input.key, request.region.as_ref())?;
+        self.receive("CompleteMultipartUpload", &request.input.key, &request)?;
         self.files.complete_multipart_upload(request).await
     }
 
@@ -359,7 +457,7 @@ impl S3 for Recorder {
         &self,
         request: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        self.receive("AbortMultipartUpload", &request.input.key, request.region.as_ref())?;
+        self.receive("AbortMultipartUpload", &request.input.key, &request)?;
         self.files.abort_multipart_upload(request).await
     }
 }

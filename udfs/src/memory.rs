@@ -23,6 +23,8 @@ use parking_lot::{Condvar, Mutex};
 pub struct MemoryBudget {
     /// `usize::MAX` without a limit.
     limit: AtomicUsize,
+    /// The limit cannot be changed.
+    is_fixed: bool,
     used: Mutex<Used>,
     /// A share was given back.
     returned: Condvar,
@@ -54,6 +56,7 @@ impl Default for MemoryBudget {
     fn default() -> Self {
         Self {
             limit: AtomicUsize::new(usize::MAX),
+            is_fixed: false,
             used: Mutex::default(),
             returned: Condvar::new(),
         }
@@ -61,13 +64,26 @@ impl Default for MemoryBudget {
 }
 
 impl MemoryBudget {
+    /// A budget whose limit, in bytes, stays: an executor's, whatever the sessions say whose queries it runs.
+    pub fn fixed(limit: Option<usize>) -> Self {
+        Self {
+            limit: AtomicUsize::new(limit.unwrap_or(usize::MAX)),
+            is_fixed: true,
+            ..Self::default()
+        }
+    }
+
     /// The limit in bytes, if there is one.
     pub fn limit(&self) -> Option<usize> {
         Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != usize::MAX)
     }
 
-    /// Sets the limit in bytes; what is held beyond a lower one stays until it is given back.
+    /// Sets the limit in bytes; what is held beyond a lower one stays until it is given back. A
+    /// [fixed](Self::fixed) limit stays as it is.
     pub fn set_limit(&self, limit: Option<usize>) {
+        if self.is_fixed {
+            return;
+        }
         self.limit.store(limit.unwrap_or(usize::MAX), Ordering::Relaxed);
         self.returned.notify_all();
     }
@@ -318,6 +334,16 @@ mod tests {
         assert!(fixed.try_grow(71).is_err());
         budget.set_limit(None);
         fixed.try_grow(71).unwrap();
+    }
+
+    #[test]
+    fn a_fixed_limit_stays() {
+        let budget = MemoryBudget::fixed(Some(100));
+        budget.set_limit(None);
+        assert_eq!(budget.limit(), Some(100));
+        let unlimited = MemoryBudget::fixed(None);
+        unlimited.set_limit(Some(1));
+        assert_eq!(unlimited.limit(), None);
     }
 
     #[test]

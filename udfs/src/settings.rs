@@ -91,7 +91,7 @@ pub struct PomonaOptions {
     /// The most pixels (width times height) that an image may claim to have before it is decoded,
     /// and that a function may produce.
     pub max_image_pixels: u64,
-    /// Folders that hold models, before the usual ones; separated as in `PATH`.
+    /// Folders that hold models, separated as in `PATH`, or one URL; before the usual ones.
     pub models_dir: String,
     /// The most objects that one scan reads at the same time.
     pub fetch_concurrency: usize,
@@ -105,6 +105,10 @@ pub struct PomonaOptions {
     pub device: Device,
     /// How large JPEGs are decoded.
     pub decode: DecodeMode,
+    /// On a cluster, the most bytes of images that a task reads, each image counted as 256 KiB more.
+    pub task_bytes: usize,
+    /// On a cluster, folders that all nodes see at the same place; separated as in `PATH`.
+    pub shared_paths: String,
     /// The ceiling of the session's memory; `pomona.memory_limit` is its limit. Clones share it.
     pub memory: Arc<MemoryBudget>,
     /// Rows that became NULL; not a setting, but it travels with them into the functions.
@@ -123,6 +127,8 @@ impl Default for PomonaOptions {
             engine: EngineChoice::Auto,
             device: Device::Cpu,
             decode: DecodeMode::Exact,
+            task_bytes: 128 << 20,
+            shared_paths: String::new(),
             memory: Arc::default(),
             failures: Arc::default(),
         }
@@ -177,6 +183,8 @@ impl ExtensionOptions for PomonaOptions {
             "engine" => self.engine = value.parse()?,
             "device" => self.device = value.parse()?,
             "decode" => self.decode = value.parse()?,
+            "task_bytes" => self.task_bytes = parse_positive(key, value)?,
+            "shared_paths" => self.shared_paths = value.to_owned(),
             "memory_limit" => self.memory.set_limit(if value.eq_ignore_ascii_case("none") {
                 None
             } else {
@@ -214,7 +222,7 @@ impl ExtensionOptions for PomonaOptions {
             entry(
                 "models_dir",
                 self.models_dir.clone(),
-                "Folders that hold models, looked through before the usual ones; separated as in PATH",
+                "Folders that hold models, separated as in PATH, or one URL of an object store (s3://bucket/models/), from which a model is copied once; looked through before the usual ones",
             ),
             entry(
                 "fetch_concurrency",
@@ -241,6 +249,16 @@ impl ExtensionOptions for PomonaOptions {
                 "decode",
                 self.decode.to_string(),
                 "How JPEGs are decoded that will shrink by more than 2: 'exact' (as Pillow) or 'fast' (smaller at once)",
+            ),
+            entry(
+                "task_bytes",
+                self.task_bytes.to_string(),
+                "On a cluster, the most bytes of images that a task reads, each image counted as 256 KiB more",
+            ),
+            entry(
+                "shared_paths",
+                self.shared_paths.clone(),
+                "On a cluster, folders that all nodes see at the same place, separated as in PATH; other files of the client are refused",
             ),
             entry(
                 "memory_limit",

@@ -27,7 +27,10 @@ use crate::settings::PomonaOptions;
 /// The most values of a batch of vectors: 1 GiB.
 const MAX_VALUES: usize = 1 << 28;
 /// The model of `resnet_embed` where none is named.
-const RESNET: &str = "resnet50";
+pub(super) const RESNET: &str = "resnet50";
+
+pub(super) const EMBED: &str = "embed";
+pub(super) const RESNET_EMBED: &str = "resnet_embed";
 
 /// `embed(content_or_image, model [, output])`
 #[user_doc(
@@ -46,7 +49,8 @@ FROM (SELECT * FROM images('sample://fruits/Training/') ORDER BY path LIMIT 1);
     ),
     argument(
         name = "model",
-        description = "The name of a model, as a literal: `SELECT name FROM models()` lists them."
+        description = "The name of a model, as a literal: `SELECT name FROM models()` lists them. With a hash \
+(`pinned_name` in `models()`) it is that very model or an error."
     ),
     argument(
         name = "output",
@@ -93,7 +97,7 @@ pub struct ResnetEmbed {
 
 /// Both functions are one, with and without a default model; they differ in name and documentation.
 macro_rules! embed_function {
-    ($function:ident, $name:literal, $arguments:pat, $usage:literal) => {
+    ($function:ident, $name:expr, $arguments:pat, $usage:literal) => {
         impl Default for $function {
             fn default() -> Self {
                 Self::new(ModelSettings::default())
@@ -153,8 +157,8 @@ macro_rules! embed_function {
     };
 }
 
-embed_function!(Embed, "embed", 2..=3, "(content_or_image, 'model' [, 'output'])");
-embed_function!(ResnetEmbed, "resnet_embed", 1..=2, "(content_or_image [, 'model'])");
+embed_function!(Embed, EMBED, 2..=3, "(content_or_image, 'model' [, 'output'])");
+embed_function!(ResnetEmbed, RESNET_EMBED, 1..=2, "(content_or_image [, 'model'])");
 
 /// The first argument is content or an image; the others are strings, kept as they are: a cast
 /// would hide that they are literals.

@@ -13,6 +13,8 @@ pub mod engines;
 pub mod function;
 pub mod graph;
 pub mod models;
+mod pinned;
+mod places;
 pub mod preprocess;
 mod protobuf;
 pub mod readout;
@@ -29,6 +31,16 @@ use datafusion::logical_expr::ScalarUDF;
 
 pub use models::{ModelsFunction, Preset, add_model};
 pub use registry::register_bundled;
+
+/// Which argument of a function, counted from 0, names a model.
+pub fn model_argument(name: &str) -> Option<usize> {
+    matches!(name, function::EMBED | function::RESNET_EMBED).then_some(1)
+}
+
+/// The model of a function that is called without that argument.
+pub fn default_model(name: &str) -> Option<&'static str> {
+    (name == function::RESNET_EMBED).then_some(function::RESNET)
+}
 
 /// The scalar functions of this module.
 pub fn functions() -> Vec<Arc<ScalarUDF>> {

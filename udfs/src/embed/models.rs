@@ -25,7 +25,7 @@ use tract_onnx::pb::ModelProto;
 use super::graph::{ImageInput, Output, external_entry, image_input, is_external};
 use super::protobuf;
 use super::registry::{
-    self, CONFIG_FILE, LoadedModel, MAX_MODEL_BYTES, MODEL_FILE, ModelInfo, ModelSettings, ModelSource,
+    self, CONFIG_FILE, Listed, LoadedModel, MAX_MODEL_BYTES, MODEL_FILE, ModelInfo, ModelSettings, ModelSource,
 };
 use crate::settings::PomonaOptions;
 
@@ -52,6 +52,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         Field::new("preprocessing", DataType::Utf8, true),
         Field::new("engine", DataType::Utf8, true),
         Field::new("sha256", DataType::Utf8, true),
+        Field::new("pinned_name", DataType::Utf8, true),
         Field::new("location", DataType::Utf8, false),
         Field::new("error", DataType::Utf8, true),
     ]))
@@ -78,8 +79,9 @@ impl TableProvider for ModelsTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let settings = ModelSettings::from(&PomonaOptions::from_config(state.config_options()));
+        let described = projection.is_none_or(|columns| columns.iter().any(|column| takes_a_look(*column)));
         // Reads files, and runs each network once.
-        let batch = SpawnedTask::spawn_blocking(move || models_batch(&settings))
+        let batch = SpawnedTask::spawn_blocking(move || models_batch(&settings, described))
             .join_unwind()
             .await
             .map_err(|e| DataFusionError::ExecutionJoin(Box::new(e)))??;
@@ -91,12 +93,22 @@ impl TableProvider for ModelsTable {
     }
 }
 
-/// One row per model.
-fn models_batch(settings: &ModelSettings) -> Result<RecordBatch> {
-    let sources = registry::list(&settings.models_dir);
-    let described: Vec<Result<ModelInfo, String>> = sources
+/// Is the model read for this column? One of a URL is copied for that.
+fn takes_a_look(column: usize) -> bool {
+    let field = SCHEMA.fields().get(column);
+    field.is_none_or(|field| !matches!(field.name().as_str(), "name" | "location"))
+}
+
+/// One row per model; without `described` only its name and location are there.
+fn models_batch(settings: &ModelSettings, described: bool) -> Result<RecordBatch> {
+    let listed = registry::list(&settings.models_dir)?;
+    let describe = |model: &Listed| registry::describe(&model.source()?, settings.engine);
+    let described: Vec<Result<ModelInfo, String>> = listed
         .iter()
-        .map(|source| registry::describe(source, settings.engine).map_err(|e| e.message().into_owned()))
+        .map(|model| match described {
+            true => describe(model).map_err(|e| e.message().into_owned()),
+            false => Err(String::new()),
+        })
         .collect();
 
     let strings = |of: fn(&ModelInfo) -> &str| -> ArrayRef {
@@ -112,7 +124,7 @@ fn models_batch(settings: &ModelSettings) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(
         Arc::clone(&SCHEMA),
         vec![
-            Arc::new(StringArray::from_iter_values(sources.iter().map(ModelSource::name))),
+            Arc::new(StringArray::from_iter_values(listed.iter().map(Listed::name))),
             ints(|info| i32::try_from(info.input_width).ok()),
             ints(|info| i32::try_from(info.input_height).ok()),
             strings(|info| &info.layout),
@@ -120,7 +132,8 @@ fn models_batch(settings: &ModelSettings) -> Result<RecordBatch> {
             strings(|info| &info.preprocessing),
             strings(|info| info.engine),
             strings(|info| &info.sha256),
-            Arc::new(StringArray::from_iter_values(sources.iter().map(ModelSource::location))),
+            strings(|info| &info.pinned_name),
+            Arc::new(StringArray::from_iter_values(listed.iter().map(Listed::location))),
             Arc::new(StringArray::from_iter(described.iter().map(|info| info.as_ref().err()))),
         ],
     )?)

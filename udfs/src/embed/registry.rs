@@ -1,19 +1,22 @@
 //! Models by name: where they are looked for, and the ones that are loaded.
 //!
 //! A model is a folder `NAME/` with `model.onnx` and `preprocessor_config.json`. Folders are looked
-//! for in `pomona.models_dir`, in `POMONA_MODELS` (both separated as in `PATH`), in `./models` and
-//! in `pomona/models` of the user's data directory; then come the models that the program itself
-//! holds. The first of a name counts.
+//! for in `pomona.models_dir`, in what [`set_process_models_dir`] names, in `POMONA_MODELS`, in
+//! `./models` and in `pomona/models` of the user's data directory; then come the models that the
+//! program itself holds. The first of a name counts. The first three are folders, separated as in
+//! `PATH`, or one URL of an object store, from which a model is copied to this machine once.
+//!
+//! A name may carry the hash that the model must have, `resnet50@sha256:…` ([`pin`]): a query is
+//! planned with one model and runs with no other, on whatever machine.
 //!
 //! Loaded models stay: all queries and partitions of a process share them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::env;
 use std::fmt::{self, Debug, Display};
 use std::fs::{self, File};
 use std::hash::Hash;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
@@ -27,6 +30,9 @@ use tract_onnx::pb::ModelProto;
 
 use super::engines::{self, Engine, EngineSettings};
 use super::graph::{GraphError, Output, headless, image_input};
+use super::pinned;
+use super::places::{Place, remote, search_path};
+pub use super::places::{RemoteModels, set_process_models_dir, set_remote_models, user_models_dir};
 use super::preprocess::Preprocess;
 use super::protobuf::{self, ReadError};
 use super::readout::Readout;
@@ -38,12 +44,11 @@ use crate::settings::PomonaOptions;
 pub const MODEL_FILE: &str = "model.onnx";
 /// Its preprocessing, in a model's folder.
 pub const CONFIG_FILE: &str = "preprocessor_config.json";
-/// The environment's search path.
-const MODELS_VARIABLE: &str = "POMONA_MODELS";
 
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// A protobuf message has at most 2 GiB.
-pub(super) const MAX_MODEL_BYTES: u64 = 2 << 30;
+/// The most bytes of a model's preprocessing.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The most bytes of a network: a protobuf message has at most 2 GiB.
+pub const MAX_MODEL_BYTES: u64 = 2 << 30;
 
 /// A model that the program holds.
 #[derive(Clone, Copy)]
@@ -78,10 +83,15 @@ pub fn register_bundled(name: &'static str, preprocessor_config: &'static str, o
     Ok(())
 }
 
-/// Where a model is.
+/// Where the files of a model are.
 #[derive(Debug, Clone)]
-enum Place {
+enum Files {
     Folder(PathBuf),
+    /// A copy of what is at the URL.
+    Copy {
+        url: String,
+        folder: PathBuf,
+    },
     Program(Bundled),
 }
 
@@ -92,16 +102,23 @@ type Identity = (String, Option<PathBuf>);
 #[derive(Debug, Clone)]
 pub struct ModelSource {
     name: String,
-    place: Place,
+    files: Files,
+    /// The hash that it must have.
+    pin: Option<String>,
 }
 
 impl ModelSource {
-    /// The model in `folder`.
-    pub(super) fn in_folder(name: &str, folder: PathBuf) -> Self {
+    fn new(name: &str, files: Files) -> Self {
         Self {
             name: name.to_owned(),
-            place: Place::Folder(folder),
+            files,
+            pin: None,
         }
+    }
+
+    /// The model in `folder`.
+    pub(super) fn in_folder(name: &str, folder: PathBuf) -> Self {
+        Self::new(name, Files::Folder(folder))
     }
 
     /// The model's name.
@@ -109,26 +126,34 @@ impl ModelSource {
         &self.name
     }
 
-    /// The model's folder, or `bundled`.
+    /// The model's folder, its URL, or `bundled`.
     pub fn location(&self) -> String {
-        match &self.place {
-            Place::Folder(folder) => folder.display().to_string(),
-            Place::Program(_) => "bundled".to_owned(),
+        match &self.files {
+            Files::Folder(folder) => folder.display().to_string(),
+            Files::Copy { url, .. } => url.clone(),
+            Files::Program(_) => "bundled".to_owned(),
+        }
+    }
+
+    /// The folder on this machine.
+    fn folder(&self) -> Option<&Path> {
+        match &self.files {
+            Files::Folder(folder) | Files::Copy { folder, .. } => Some(folder),
+            Files::Program(_) => None,
         }
     }
 
     /// Identifies the model among all that are loaded: two folders may hold one name.
     fn identity(&self) -> Identity {
-        let folder = match &self.place {
-            Place::Folder(folder) => Some(folder.canonicalize().unwrap_or_else(|_| folder.clone())),
-            Place::Program(_) => None,
-        };
+        let folder = self
+            .folder()
+            .map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.to_owned()));
         (self.name.clone(), folder)
     }
 
     /// Changes when one of the model's files does.
     fn stamp(&self) -> Stamp {
-        let Place::Folder(folder) = &self.place else {
+        let Some(folder) = self.folder() else {
             return [None, None];
         };
         [MODEL_FILE, CONFIG_FILE].map(|file| {
@@ -139,17 +164,18 @@ impl ModelSource {
 
     /// The length of the network's file; 0 where there is none.
     fn bytes(&self, stamp: &Stamp) -> u64 {
-        match &self.place {
-            Place::Folder(_) => stamp[0].map_or(0, |(_, length)| length),
-            Place::Program(bundled) => bundled.onnx.len() as u64,
+        match &self.files {
+            Files::Folder(_) | Files::Copy { .. } => stamp[0].map_or(0, |(_, length)| length),
+            Files::Program(bundled) => bundled.onnx.len() as u64,
         }
     }
 
     /// An error of the model: bad set-up, whatever `pomona.on_error` says.
     fn broken(&self, file: &str, cause: impl Display) -> DataFusionError {
-        let file = match &self.place {
-            Place::Folder(folder) => folder.join(file).display().to_string(),
-            Place::Program(_) => format!("{file} (bundled)"),
+        let file = match &self.files {
+            Files::Folder(folder) => folder.join(file).display().to_string(),
+            Files::Copy { url, .. } => format!("{url}/{file}"),
+            Files::Program(_) => format!("{file} (bundled)"),
         };
         plan_datafusion_err!("model '{}': {file}: {cause}", self.name)
     }
@@ -167,8 +193,8 @@ impl ModelSource {
             ),
             _ => self.broken(file, e),
         };
-        match &self.place {
-            Place::Folder(folder) => {
+        match &self.files {
+            Files::Folder(folder) | Files::Copy { folder, .. } => {
                 let opened = File::open(folder.join(file)).map_err(broken)?;
                 let metadata = opened.metadata().map_err(broken)?;
                 if !metadata.is_file() || metadata.len() > max_bytes {
@@ -177,7 +203,7 @@ impl ModelSource {
                 // A file that grows while it is read stays bounded too.
                 Ok((Box::new(opened.take(max_bytes)), metadata.len()))
             }
-            Place::Program(bundled) => {
+            Files::Program(bundled) => {
                 let bytes = match file {
                     CONFIG_FILE => bundled.config.as_bytes(),
                     _ => bundled.onnx,
@@ -209,6 +235,44 @@ impl ModelSource {
             .map_err(|e| self.broken(MODEL_FILE, format!("it is no ONNX network, or cut off: {e}")))?;
         Ok((network, format!("{:x}", file.sha256.finalize())))
     }
+
+    /// The model's hash, without a look at what its files hold.
+    fn read_hash(&self) -> Result<String> {
+        let (mut network, _) = self.open(MODEL_FILE, MAX_MODEL_BYTES)?;
+        let mut sha256 = Sha256::new();
+        io::copy(&mut network, &mut sha256).map_err(|e| self.broken(MODEL_FILE, e))?;
+        Ok(pinned::hash(
+            &format!("{:x}", sha256.finalize()),
+            self.read_config()?.as_bytes(),
+        ))
+    }
+
+    /// The model's hash, read once until its files change.
+    fn hash(&self) -> Result<String> {
+        HASHES.get_or_make(self.identity(), self.stamp(), || self.read_hash())
+    }
+
+    /// Refuses a model that is not the one that is wanted.
+    fn check(&self, hash: &str) -> Result<()> {
+        let Some(pin) = self.pin.as_deref().filter(|pin| *pin != hash) else {
+            return Ok(());
+        };
+        let remedy = match &self.files {
+            Files::Folder(_) => {
+                "copy the same model to this node, or set pomona.models_dir to a URL that all nodes read".to_owned()
+            }
+            Files::Copy { folder, .. } => format!(
+                "where it was replaced there since, run the query again; else the copy in {} is damaged, delete it",
+                folder.display()
+            ),
+            Files::Program(_) => "run the same version of Pomona on all nodes".to_owned(),
+        };
+        plan_err!(
+            "model '{}': {} ({MODEL_FILE} and {CONFIG_FILE}) has sha256 {hash}, the query was planned with {pin}: {remedy}",
+            self.name,
+            self.location()
+        )
+    }
 }
 
 /// A reader that computes the hash of what goes through it.
@@ -238,7 +302,7 @@ fn is_valid_name(name: &str) -> bool {
 ///
 /// # Errors
 /// Says what a name is made of.
-pub(super) fn check_name(name: &str) -> Result<()> {
+pub fn check_name(name: &str) -> Result<()> {
     if is_valid_name(name) {
         return Ok(());
     }
@@ -247,57 +311,97 @@ pub(super) fn check_name(name: &str) -> Result<()> {
     )
 }
 
-/// The folder of the user's own models.
-pub fn user_models_dir() -> Option<PathBuf> {
-    Some(dirs::data_dir()?.join("pomona").join("models"))
-}
-
-/// The folders that hold models, `models_dir` first.
-fn search_path(models_dir: &str) -> Vec<PathBuf> {
-    let variable = env::var_os(MODELS_VARIABLE).unwrap_or_default();
-    env::split_paths(models_dir)
-        .chain(env::split_paths(&variable))
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .chain([PathBuf::from("models")])
-        .chain(user_models_dir())
-        .collect()
-}
-
-/// Finds a model by its name; `models_dir` is the setting `pomona.models_dir`.
+/// Finds a model by its name, pinned or not; `models_dir` is the setting `pomona.models_dir`.
 ///
 /// # Errors
-/// Where there is none: the names that exist, where was looked, and how to add one.
+/// Where there is none: the names that exist, where was looked, and how to add one. Where its hash is
+/// another than that of the name. Where a URL cannot be read.
 pub fn find(name: &str, models_dir: &str) -> Result<ModelSource> {
-    check_name(name)?;
-    let folders = search_path(models_dir);
-    if let Some(folder) = folders
-        .iter()
-        .map(|folder| folder.join(name))
-        .find(|folder| folder.is_dir())
-    {
-        return Ok(ModelSource::in_folder(name, folder));
+    let source = locate(name, models_dir)?;
+    if source.pin.is_some() {
+        source.check(&source.hash()?)?;
     }
-    if let Some(bundled) = BUNDLED.read().get(name) {
-        return Ok(ModelSource {
-            name: name.to_owned(),
-            place: Place::Program(*bundled),
+    Ok(source)
+}
+
+/// Adds the model's hash to its name: `resnet50@sha256:…`, which no other model has on any machine. A name
+/// that has a hash stays as it is, and is checked.
+///
+/// The hash is the sha256 of what `sha256sum model.onnx preprocessor_config.json` prints in the model's folder.
+///
+/// # Errors
+/// As [`find`], and where the model's files cannot be read.
+pub fn pin(name: &str, settings: &ModelSettings) -> Result<String> {
+    let source = locate(name, &settings.models_dir)?;
+    let hash = source.hash()?;
+    source.check(&hash)?;
+    Ok(pinned::name(&source.name, &hash))
+}
+
+/// The hash of the model in `folder`, read anew: what [`pin`] adds to its name.
+///
+/// # Errors
+/// Where its files cannot be read.
+pub fn hash_of(name: &str, folder: &Path) -> Result<String> {
+    ModelSource::in_folder(name, folder.to_owned()).read_hash()
+}
+
+/// Finds a model, whose hash is not checked yet.
+fn locate(name: &str, models_dir: &str) -> Result<ModelSource> {
+    let (name, pin) = pinned::parse(name)?;
+    let places = search_path(models_dir);
+    let mut files = None;
+    for place in &places {
+        files = match place {
+            Place::Folder(folder) => Some(folder.join(name))
+                .filter(|folder| folder.is_dir())
+                .map(Files::Folder),
+            Place::Url(url) => remote()?.fetch(url, name, pin)?.map(|folder| Files::Copy {
+                url: below(url, name),
+                folder,
+            }),
+        };
+        if files.is_some() {
+            break;
+        }
+    }
+    match files.or_else(|| BUNDLED.read().get(name).copied().map(Files::Program)) {
+        Some(files) => Ok(ModelSource {
+            pin: pin.map(str::to_owned),
+            ..ModelSource::new(name, files)
+        }),
+        None => plan_err!("{}", unknown(name, &places)),
+    }
+}
+
+/// The URL of the model `name` below `url`.
+fn below(url: &str, name: &str) -> String {
+    format!("{}/{name}", url.trim_end_matches('/'))
+}
+
+/// Tells that there is no such model, which there are, and where was looked.
+fn unknown(name: &str, places: &[Place]) -> String {
+    let mut known = BTreeMap::new();
+    let mut looked = vec![];
+    for place in places {
+        let listed = listed(place);
+        looked.push(match (place, &listed) {
+            (Place::Folder(folder), _) if folder.is_dir() => folder.display().to_string(),
+            (Place::Folder(folder), _) => format!("{} (not there)", folder.display()),
+            (Place::Url(url), Ok(_)) => url.clone(),
+            (Place::Url(url), Err(error)) => format!("{url} ({})", error.message()),
         });
+        known.extend(listed.unwrap_or_default());
     }
-    let known: Vec<String> = list(models_dir).into_iter().map(|model| model.name).collect();
-    let looked: Vec<String> = folders
-        .iter()
-        .map(|folder| {
-            format!(
-                "{}{}",
-                folder.display(),
-                if folder.is_dir() { "" } else { " (not there)" }
-            )
-        })
-        .collect();
-    plan_err!(
+    let mut known: Vec<&str> = known.keys().map(String::as_str).collect();
+    let bundled = BUNDLED.read();
+    known.extend(bundled.keys());
+    known.sort_unstable();
+    known.dedup();
+    format!(
         "there is no model '{name}'. There are: {}. Looked in: {}, and in the program. To add it: \
          pomona model add {name} FILE.onnx --preset keras|torchvision|tf|raw. To look elsewhere: \
-         SET pomona.models_dir = 'FOLDER'",
+         SET pomona.models_dir = 'FOLDER', or the URL of a folder of models, which all nodes of a cluster read",
         if known.is_empty() {
             "none".to_owned()
         } else {
@@ -307,31 +411,101 @@ pub fn find(name: &str, models_dir: &str) -> Result<ModelSource> {
     )
 }
 
+/// A model that was listed.
+#[derive(Debug, Clone)]
+pub struct Listed(Found);
+
+#[derive(Debug, Clone)]
+enum Found {
+    Here(ModelSource),
+    /// The model of this name is below this URL, and perhaps not yet on this machine.
+    Below {
+        url: String,
+        name: String,
+    },
+}
+
+impl Listed {
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        match &self.0 {
+            Found::Here(source) => source.name(),
+            Found::Below { name, .. } => name,
+        }
+    }
+
+    /// The model's folder, its URL, or `bundled`.
+    pub fn location(&self) -> String {
+        match &self.0 {
+            Found::Here(source) => source.location(),
+            Found::Below { url, name } => below(url, name),
+        }
+    }
+
+    /// The model, which is copied to this machine if need be.
+    ///
+    /// # Errors
+    /// Where its URL cannot be read.
+    pub fn source(&self) -> Result<ModelSource> {
+        match &self.0 {
+            Found::Here(source) => Ok(source.clone()),
+            Found::Below { url, name } => match remote()?.fetch(url, name, None)? {
+                Some(folder) => Ok(ModelSource::new(
+                    name,
+                    Files::Copy {
+                        url: self.location(),
+                        folder,
+                    },
+                )),
+                None => plan_err!("model '{name}': {} is gone", self.location()),
+            },
+        }
+    }
+}
+
 /// All models that can be found, by name; broken ones too.
-pub fn list(models_dir: &str) -> Vec<ModelSource> {
+///
+/// # Errors
+/// Where a URL cannot be read.
+pub fn list(models_dir: &str) -> Result<Vec<Listed>> {
     let mut models = BTreeMap::new();
-    for folder in search_path(models_dir) {
-        // A folder of the search path that is not there is no error: two of them are guesses.
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let (path, name) = (entry.path(), entry.file_name());
-            let Some(name) = name.to_str().filter(|name| is_valid_name(name)) else {
-                continue;
-            };
-            if path.join(MODEL_FILE).is_file() || path.join(CONFIG_FILE).is_file() {
-                models
-                    .entry(name.to_owned())
-                    .or_insert_with(|| ModelSource::in_folder(name, path));
-            }
+    for place in search_path(models_dir) {
+        for (name, found) in listed(&place)? {
+            models.entry(name).or_insert(found);
         }
     }
     for (name, bundled) in BUNDLED.read().iter() {
-        let source = || ModelSource {
-            name: (*name).to_owned(),
-            place: Place::Program(*bundled),
-        };
+        let source = || Listed(Found::Here(ModelSource::new(name, Files::Program(*bundled))));
         models.entry((*name).to_owned()).or_insert_with(source);
     }
-    models.into_values().collect()
+    Ok(models.into_values().collect())
+}
+
+/// The models of one place, by name.
+fn listed(place: &Place) -> Result<BTreeMap<String, Listed>> {
+    let mut models = BTreeMap::new();
+    match place {
+        // A folder of the search path that is not there is no error: two of them are guesses.
+        Place::Folder(folder) => {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let (path, name) = (entry.path(), entry.file_name());
+                let Some(name) = name.to_str().filter(|name| is_valid_name(name)) else {
+                    continue;
+                };
+                if path.join(MODEL_FILE).is_file() || path.join(CONFIG_FILE).is_file() {
+                    let source = ModelSource::in_folder(name, path);
+                    models.insert(name.to_owned(), Listed(Found::Here(source)));
+                }
+            }
+        }
+        Place::Url(url) => {
+            for name in remote()?.list(url)? {
+                let url = url.clone();
+                models.insert(name.clone(), Listed(Found::Below { url, name }));
+            }
+        }
+    }
+    Ok(models)
 }
 
 /// What there is to know about a model.
@@ -353,7 +527,9 @@ pub struct ModelInfo {
     pub engine: &'static str,
     /// The hash of `model.onnx`.
     pub sha256: String,
-    /// Its folder, or `bundled`.
+    /// Its name with the hash of both its files: see [`pin`].
+    pub pinned_name: String,
+    /// Its folder, its URL, or `bundled`.
     pub location: String,
 }
 
@@ -362,7 +538,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 /// What the session's settings say of models.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelSettings {
-    /// `pomona.models_dir`: folders before the usual ones.
+    /// `pomona.models_dir`: folders, or a URL, before the usual ones.
     pub models_dir: String,
     /// What runs them.
     pub engine: EngineSettings,
@@ -393,6 +569,8 @@ impl Default for ModelSettings {
 #[derive(Debug)]
 pub struct LoadedModel {
     info: ModelInfo,
+    /// The hash of both its files.
+    hash: String,
     preprocess: Preprocess,
     engine: Box<dyn Engine>,
     readout: Readout,
@@ -408,6 +586,8 @@ impl LoadedModel {
     pub(super) fn open(source: &ModelSource, output: Output, engine: EngineSettings) -> Result<Self> {
         let config = source.read_config()?;
         let (network, sha256) = source.read_network()?;
+        let hash = pinned::hash(&sha256, config.as_bytes());
+        source.check(&hash)?;
         let input = image_input(&network).map_err(|e| source.broken(MODEL_FILE, e))?;
         let preprocess = Preprocess::new(&config, &input).map_err(|e| source.broken(CONFIG_FILE, e))?;
         let cut = |network| {
@@ -435,10 +615,12 @@ impl LoadedModel {
             preprocessing: preprocess.to_string(),
             engine: engine.name(),
             sha256,
+            pinned_name: pinned::name(&source.name, &hash),
             location: source.location(),
         };
         Ok(Self {
             info,
+            hash,
             preprocess,
             engine,
             readout,
@@ -564,14 +746,16 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
 }
 
 static LOADED: LazyLock<Cache<(Identity, Output, EngineSettings), Arc<LoadedModel>>> = LazyLock::new(Cache::new);
+static HASHES: LazyLock<Cache<Identity, String>> = LazyLock::new(Cache::new);
 static DESCRIBED: LazyLock<Cache<(Identity, EngineSettings), ModelInfo>> = LazyLock::new(Cache::new);
 
-/// The model `name`, ready to give `output`.
+/// The model `name`, pinned or not, ready to give `output`.
 ///
 /// # Errors
-/// Where there is no such model, or it is broken: its file, what is wrong with it and what to do.
+/// Where there is no such model, it has another hash than its name says, or it is broken: its file, what is
+/// wrong with it and what to do.
 pub fn load(name: &str, output: Output, settings: &ModelSettings) -> Result<Arc<LoadedModel>> {
-    let source = find(name, &settings.models_dir)?;
+    let source = locate(name, &settings.models_dir)?;
     let stamp = source.stamp();
     let bytes = source.bytes(&stamp);
     if let Some(limit) = settings.memory_limit
@@ -589,9 +773,14 @@ pub fn load(name: &str, output: Output, settings: &ModelSettings) -> Result<Arc<
         ));
     }
     let key = (source.identity(), output, settings.engine);
-    LOADED.get_or_make(key, stamp, || {
-        Ok(Arc::new(LoadedModel::open(&source, output, settings.engine)?))
-    })
+    let model = LOADED.get_or_make(key, stamp, || {
+        let model = LoadedModel::open(&source, output, settings.engine)?;
+        // Who pins its name next need not read it again.
+        HASHES.get_or_make(source.identity(), stamp, || Ok(model.hash.clone()))?;
+        Ok(Arc::new(model))
+    })?;
+    source.check(&model.hash)?;
+    Ok(model)
 }
 
 /// What there is to know about a model. It is run for that, but not kept in memory.
@@ -607,8 +796,6 @@ pub fn describe(source: &ModelSource, engine: EngineSettings) -> Result<ModelInf
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::path::Path;
-
     use super::super::networks::onnx;
     use super::*;
 
@@ -704,12 +891,9 @@ mod tests {
             "{error}"
         );
 
-        let listed = list(models_dir);
-        assert!(
-            listed
-                .iter()
-                .any(|source| source.name() == "rank-2" && describe(source, settings.engine).is_err())
-        );
+        let listed = list(models_dir).unwrap();
+        let broken = listed.iter().find(|model| model.name() == "rank-2").unwrap();
+        assert!(describe(&broken.source().unwrap(), settings.engine).is_err());
     }
 
     #[test]
@@ -730,6 +914,138 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    /// `test:///folder` is the folder; it holds what each folder was asked for.
+    #[derive(Debug, Default)]
+    struct Remote(Mutex<Vec<(String, String, Option<String>)>>);
+
+    impl Remote {
+        fn folder(url: &str) -> Result<PathBuf> {
+            match url.strip_prefix("test://").map(PathBuf::from) {
+                Some(folder) if folder.is_dir() => Ok(folder),
+                _ => plan_err!("{url} cannot be reached"),
+            }
+        }
+
+        /// A URL, and how often it was asked for a model.
+        fn serve(folder: &Path) -> (String, impl Fn() -> usize) {
+            static REMOTE: LazyLock<Arc<Remote>> = LazyLock::new(Arc::default);
+            set_remote_models(Arc::clone(&REMOTE) as _);
+            let url = format!("test://{}", folder.display());
+            let asked = url.clone();
+            (url, move || {
+                REMOTE.0.lock().iter().filter(|(url, ..)| *url == asked).count()
+            })
+        }
+    }
+
+    impl RemoteModels for Remote {
+        fn fetch(&self, url: &str, name: &str, pin: Option<&str>) -> Result<Option<PathBuf>> {
+            let asked = (url.to_owned(), name.to_owned(), pin.map(str::to_owned));
+            self.0.lock().push(asked);
+            Ok(Some(Self::folder(url)?.join(name)).filter(|folder| folder.is_dir()))
+        }
+
+        fn list(&self, url: &str) -> Result<Vec<String>> {
+            let entries = fs::read_dir(Self::folder(url)?)?;
+            Ok(entries
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect())
+        }
+    }
+
+    #[test]
+    fn a_pinned_model_is_that_one_or_an_error() {
+        let models = tempfile::tempdir().unwrap();
+        let settings = settings(models.path());
+        add(models.path(), "vgg", &onnx("vgg", 8, 32));
+        let name = pin("vgg", &settings).unwrap();
+        assert_eq!(name.len(), "vgg@sha256:".len() + 64);
+        assert_eq!(pin(&name, &settings).unwrap(), name);
+        let loaded = load(&name, Output::Pooled, &settings).unwrap();
+        assert!(Arc::ptr_eq(&loaded, &load("vgg", Output::Pooled, &settings).unwrap()));
+        assert_eq!(
+            (loaded.info().name.as_str(), &loaded.info().pinned_name),
+            ("vgg", &name)
+        );
+
+        // Another preprocessing is another model.
+        fs::write(models.path().join("vgg").join(CONFIG_FILE), "{}").unwrap();
+        let other = pin("vgg", &settings).unwrap();
+        assert_ne!(other, name);
+        let wrong = [
+            find(&name, &settings.models_dir).unwrap_err(),
+            pin(&name, &settings).unwrap_err(),
+            load(&name, Output::Pooled, &settings).unwrap_err(),
+        ];
+        for error in wrong {
+            let error = error.to_string();
+            for part in [
+                "model 'vgg'",
+                &name["vgg@sha256:".len()..],
+                &other["vgg@sha256:".len()..],
+                settings.models_dir.as_str(),
+                "the query was planned with",
+                "a URL that all nodes read",
+            ] {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+        }
+        // The first folder that has the name counts.
+        let more = tempfile::tempdir().unwrap();
+        add(more.path(), "vgg", &onnx("vgg", 8, 32));
+        let both = std::env::join_paths([models.path(), more.path()]).unwrap();
+        assert!(find(&name, both.to_str().unwrap()).is_err());
+        let both = std::env::join_paths([more.path(), models.path()]).unwrap();
+        assert_eq!(
+            find(&name, both.to_str().unwrap()).unwrap().location(),
+            more.path().join("vgg").display().to_string()
+        );
+    }
+
+    #[test]
+    fn a_url_is_asked_first_and_an_unreachable_one_is_an_error() {
+        let models = tempfile::tempdir().unwrap();
+        let (url, asked) = Remote::serve(models.path());
+        add(models.path(), "far", &onnx("vgg", 8, 32));
+        let settings = ModelSettings {
+            models_dir: url.clone(),
+            ..ModelSettings::default()
+        };
+        let name = pin("far", &settings).unwrap();
+        assert_eq!(
+            load(&name, Output::Pooled, &settings).unwrap().info().location,
+            format!("{url}/far")
+        );
+        assert_eq!(asked(), 2);
+        let listed = list(&url).unwrap();
+        let far = listed.iter().find(|model| model.name() == "far").unwrap();
+        assert_eq!(far.location(), format!("{url}/far"));
+        assert_eq!(
+            describe(&far.source().unwrap(), settings.engine).unwrap().pinned_name,
+            name
+        );
+
+        // What it does not have is looked for in the next place.
+        let near = tempfile::tempdir().unwrap();
+        add(near.path(), "near-by", &onnx("vgg", 8, 32));
+        set_process_models_dir(near.path().to_str().unwrap().to_owned());
+        let found = find("near-by", &url).unwrap().location();
+        set_process_models_dir(String::new());
+        assert_eq!(found, near.path().join("near-by").display().to_string());
+        let error = find("nowhere", &url).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("Looked in: {url}")) && error.contains("far"),
+            "{error}"
+        );
+        let before = asked();
+        assert!(find("../far", &url).is_err());
+        assert_eq!(asked(), before);
+
+        let error = find("far", "test:///no/such/place").unwrap_err().to_string();
+        assert!(error.contains("test:///no/such/place cannot be reached"), "{error}");
+        assert!(list("test:///no/such/place").is_err());
     }
 
     #[test]

@@ -1,0 +1,378 @@
+//! Plans as bytes, for all roles.
+//!
+//! Ballista's codec writes what Ballista adds to a plan. Ours writes our nodes and the version of our
+//! functions, and hands all else on. (Ballista's `ComposedPhysicalExtensionCodec` cannot put the two together:
+//! the first codec that says nothing of a function is taken for the one that knows it.) The scheduler reads
+//! and writes plans again for each task, so nothing may be lost in between.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use ballista_core::registry::BallistaFunctionRegistry;
+use ballista_core::serde::BallistaPhysicalExtensionCodec;
+use bytes::BufMut;
+use datafusion::common::{exec_err, internal_datafusion_err, plan_datafusion_err, plan_err};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::functions_nested::all_default_nested_functions;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_proto::physical_plan::{AsExecutionPlan, PhysicalExtensionCodec, PhysicalProtoConverterExtension};
+use datafusion_proto::protobuf::PhysicalPlanNode;
+use prost::Message;
+use url::Url;
+
+use super::grant::{Grant, GrantExec};
+use crate::stores::GivenOptions;
+use crate::table::{FetchExec, FetchWire};
+
+/// What our messages start with; no message of protobuf does.
+const MAGIC: &[u8] = b"\xffpomona\xff";
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+type Scalars = HashMap<String, Arc<ScalarUDF>>;
+type Aggregates = HashMap<String, Arc<AggregateUDF>>;
+
+static SCALARS: LazyLock<Scalars> = LazyLock::new(|| {
+    let functions = pomona_udfs::scalar_functions().into_iter();
+    functions
+        .map(|function| (function.name().to_owned(), function))
+        .collect()
+});
+
+static AGGREGATES: LazyLock<Aggregates> = LazyLock::new(|| {
+    let functions = pomona_udfs::aggregate_functions().into_iter();
+    functions
+        .map(|function| (function.name().to_owned(), function))
+        .collect()
+});
+
+/// The functions that executors and the scheduler know.
+pub(crate) fn functions() -> BallistaFunctionRegistry {
+    let mut known = BallistaFunctionRegistry::default();
+    let nested = all_default_nested_functions().into_iter();
+    known
+        .scalar_functions
+        .extend(nested.map(|function| (function.name().to_owned(), function)));
+    for function in SCALARS.values() {
+        let names = function.aliases().iter().map(String::as_str).chain([function.name()]);
+        let named = names.map(|name| (name.to_owned(), Arc::clone(function)));
+        known.scalar_functions.extend(named);
+    }
+    for function in AGGREGATES.values() {
+        let names = function.aliases().iter().map(String::as_str).chain([function.name()]);
+        let named = names.map(|name| (name.to_owned(), Arc::clone(function)));
+        known.aggregate_functions.extend(named);
+    }
+    known
+}
+
+/// The codec of a process, which errors call `node`: `executor 'a'`.
+pub(crate) fn physical_codec(node: impl Into<String>) -> Arc<dyn PhysicalExtensionCodec> {
+    Arc::new(PomonaPhysicalCodec {
+        node: node.into(),
+        ballista: BallistaPhysicalExtensionCodec::default(),
+    })
+}
+
+#[derive(Debug)]
+struct PomonaPhysicalCodec {
+    node: String,
+    ballista: BallistaPhysicalExtensionCodec,
+}
+
+/// One of our nodes.
+#[derive(Clone, PartialEq, Message)]
+struct NodeWire {
+    /// Of the process that planned the query.
+    #[prost(string, tag = "1")]
+    version: String,
+    #[prost(oneof = "Node", tags = "2, 3")]
+    node: Option<Node>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Node {
+    #[prost(message, tag = "2")]
+    Fetch(FetchWire),
+    #[prost(message, tag = "3")]
+    Grant(GrantWire),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GrantWire {
+    #[prost(string, tag = "1")]
+    store: String,
+    #[prost(map = "string, string", tag = "2")]
+    given: HashMap<String, String>,
+}
+
+impl PomonaPhysicalCodec {
+    fn check(&self, planned_by: &str) -> Result<()> {
+        if planned_by == VERSION {
+            return Ok(());
+        }
+        exec_err!(
+            "{} runs Pomona {VERSION}, the query was planned by {planned_by}: run the same version everywhere",
+            self.node
+        )
+    }
+
+    fn read(&self, message: &[u8], inputs: &[Arc<dyn ExecutionPlan>]) -> Result<Arc<dyn ExecutionPlan>> {
+        let unreadable = || internal_datafusion_err!("{} cannot read a node of the plan", self.node);
+        let NodeWire { version, node } = NodeWire::decode(message).map_err(|_| unreadable())?;
+        self.check(&version)?;
+        let (Some(node), [input]) = (node, inputs) else {
+            return Err(unreadable());
+        };
+        let input = Arc::clone(input);
+        Ok(match node {
+            Node::Fetch(wire) => Arc::new(FetchExec::from_wire(wire, input)?),
+            Node::Grant(GrantWire { store, given }) => {
+                let store = Url::parse(&store).map_err(|_| unreadable())?;
+                let given = GivenOptions(given);
+                Arc::new(GrantExec::new(input, Grant { store, given }))
+            }
+        })
+    }
+}
+
+fn wire(node: &dyn ExecutionPlan) -> Result<Option<Node>> {
+    if let Some(fetch) = node.downcast_ref::<FetchExec>() {
+        return Ok(Some(Node::Fetch(fetch.to_wire()?)));
+    }
+    let grant = node.downcast_ref::<GrantExec>().map(GrantExec::grant);
+    Ok(grant.map(|Grant { store, given }| {
+        Node::Grant(GrantWire {
+            store: store.to_string(),
+            given: given.0.clone(),
+        })
+    }))
+}
+
+impl PhysicalExtensionCodec for PomonaPhysicalCodec {
+    fn try_decode(
+        &self,
+        buf: &[u8],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        ctx: &TaskContext,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        match buf.strip_prefix(MAGIC) {
+            Some(message) => self.read(message, inputs),
+            None => self.ballista.try_decode(buf, inputs, ctx, converter),
+        }
+    }
+
+    fn try_encode(
+        &self,
+        node: Arc<dyn ExecutionPlan>,
+        buf: &mut Vec<u8>,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
+        let name = node.name().to_owned();
+        match wire(node.as_ref())? {
+            Some(node) => {
+                let version = VERSION.to_owned();
+                let message = NodeWire {
+                    version,
+                    node: Some(node),
+                };
+                buf.extend_from_slice(MAGIC);
+                buf.extend(message.encode_to_vec());
+                Ok(())
+            }
+            None => self
+                .ballista
+                .try_encode(node, buf, converter)
+                .map_err(|_| plan_datafusion_err!("executors do not know {name}, a node of the plan")),
+        }
+    }
+
+    fn try_decode_udf(&self, name: &str, buf: &[u8]) -> Result<Arc<ScalarUDF>> {
+        self.check(&String::from_utf8_lossy(buf))?;
+        match SCALARS.get(name) {
+            Some(function) => Ok(Arc::clone(function)),
+            None => plan_err!("{} has no function {name}", self.node),
+        }
+    }
+
+    fn try_encode_udf(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<()> {
+        if SCALARS.contains_key(node.name()) {
+            buf.extend_from_slice(VERSION.as_bytes());
+        }
+        Ok(())
+    }
+
+    fn try_decode_udaf(&self, name: &str, buf: &[u8]) -> Result<Arc<AggregateUDF>> {
+        self.check(&String::from_utf8_lossy(buf))?;
+        match AGGREGATES.get(name) {
+            Some(function) => Ok(Arc::clone(function)),
+            None => plan_err!("{} has no aggregate function {name}", self.node),
+        }
+    }
+
+    fn try_encode_udaf(&self, node: &AggregateUDF, buf: &mut Vec<u8>) -> Result<()> {
+        if AGGREGATES.contains_key(node.name()) {
+            buf.extend_from_slice(VERSION.as_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// A physical plan as an executor reads it: what is wrong with it names the executor.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskPlan(PhysicalPlanNode);
+
+impl AsExecutionPlan for TaskPlan {
+    fn try_decode(buf: &[u8]) -> Result<Self> {
+        PhysicalPlanNode::try_decode(buf).map(Self)
+    }
+
+    fn try_encode<B>(&self, buf: &mut B) -> Result<()>
+    where
+        B: BufMut,
+    {
+        self.0.try_encode(buf)
+    }
+
+    fn try_into_physical_plan(
+        &self,
+        ctx: &TaskContext,
+        codec: &dyn PhysicalExtensionCodec,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = self.0.try_into_physical_plan(ctx, codec);
+        let codec: &dyn Any = codec;
+        plan.map_err(|error| match codec.downcast_ref::<PomonaPhysicalCodec>() {
+            Some(codec) => DataFusionError::Execution(format!("{}: {}", codec.node, error.strip_backtrace())),
+            None => error,
+        })
+    }
+
+    fn try_from_physical_plan(plan: Arc<dyn ExecutionPlan>, codec: &dyn PhysicalExtensionCodec) -> Result<Self> {
+        PhysicalPlanNode::try_from_physical_plan(plan, codec).map(Self)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use arrow::array::{ArrayRef, FixedSizeListArray, Float64Array, RecordBatch, StructArray};
+    use arrow::datatypes::{DataType, Field};
+    use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
+    use datafusion::config::ConfigOptions;
+    use datafusion::physical_expr::ScalarFunctionExpr;
+    use datafusion::physical_expr::expressions::{Literal, col};
+    use datafusion::physical_plan::displayable;
+    use datafusion::physical_plan::projection::ProjectionExec;
+    use datafusion::prelude::SessionContext;
+    use datafusion::scalar::ScalarValue;
+
+    use super::*;
+
+    fn rows() -> Arc<dyn ExecutionPlan> {
+        let vectors = vectors();
+        let batch = RecordBatch::try_from_iter([("v", Arc::new(vectors) as ArrayRef)]).unwrap();
+        let source = MemorySourceConfig::try_new(&[vec![batch.clone()]], batch.schema(), None).unwrap();
+        DataSourceExec::from_data_source(source)
+    }
+
+    fn vectors() -> FixedSizeListArray {
+        let field = Arc::new(Field::new_list_field(DataType::Float64, true));
+        FixedSizeListArray::new(field, 3, Arc::new(Float64Array::from(vec![1.0, -0.0, 1e-300])), None)
+    }
+
+    fn grant() -> Arc<dyn ExecutionPlan> {
+        let given = HashMap::from([
+            ("aws.access_key_id".to_owned(), "key".to_owned()),
+            ("aws.secret_access_key".to_owned(), "s3cr3t".to_owned()),
+        ]);
+        let store = Url::parse("s3://bucket").unwrap();
+        let given = GivenOptions(given);
+        Arc::new(GrantExec::new(rows(), Grant { store, given }))
+    }
+
+    fn there_and_back(plan: &Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+        let codec = physical_codec("the test");
+        let sent = PhysicalPlanNode::try_from_physical_plan(Arc::clone(plan), codec.as_ref()).unwrap();
+        let context = SessionContext::new().task_ctx();
+        let read = TaskPlan::try_decode(&sent.encode_to_vec()).unwrap();
+        read.try_into_physical_plan(&context, codec.as_ref()).unwrap()
+    }
+
+    #[test]
+    fn a_grant_arrives_and_is_not_shown() {
+        let plan = grant();
+        let came = there_and_back(&plan);
+        let grants = [&plan, &came].map(|plan| plan.downcast_ref::<GrantExec>().unwrap().grant().clone());
+        assert_eq!(grants[0], grants[1]);
+        let shown = format!("{came:?} {}", displayable(came.as_ref()).indent(true));
+        assert!(shown.contains("s3://bucket") && !shown.contains("s3cr3t"), "{shown}");
+    }
+
+    #[test]
+    fn functions_and_models_arrive() {
+        let config = Arc::new(ConfigOptions::new());
+        let vector = col("v", &rows().schema()).unwrap();
+        let model = StructArray::from(vec![(
+            Arc::new(Field::new("mean", vectors().value_type(), true)),
+            Arc::new(Float64Array::from(vec![0.1])) as ArrayRef,
+        )]);
+        let model = ScalarValue::Struct(Arc::new(model));
+        let norm = SCALARS
+            .get("l2_normalize")
+            .or_else(|| SCALARS.get("standardize"))
+            .unwrap();
+        let returns = Arc::new(Field::new("x", rows().schema().field(0).data_type().clone(), true));
+        let args = vec![vector, Arc::new(Literal::new(model)) as _];
+        let call = ScalarFunctionExpr::new(norm.name(), Arc::clone(norm), args, returns, config);
+        let plan: Arc<dyn ExecutionPlan> =
+            Arc::new(ProjectionExec::try_new([(Arc::new(call) as _, "x".to_owned())], rows()).unwrap());
+        let came = there_and_back(&plan);
+        let shown = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
+        assert_eq!(shown(&came), shown(&plan));
+    }
+
+    #[test]
+    fn another_version_and_broken_messages_are_refused() {
+        let codec = PomonaPhysicalCodec {
+            node: "executor 'a'".to_owned(),
+            ballista: BallistaPhysicalExtensionCodec::default(),
+        };
+        let function = SCALARS.keys().next().unwrap();
+        let error = codec.try_decode_udf(function, b"9.9.9").unwrap_err().to_string();
+        for part in ["executor 'a'", VERSION, "9.9.9", "same version"] {
+            assert!(error.contains(part), "{error}");
+        }
+        codec
+            .try_decode_udf("no_such_function", VERSION.as_bytes())
+            .unwrap_err();
+
+        let mut other = NodeWire {
+            version: "9.9.9".to_owned(),
+            node: None,
+        };
+        let error = codec.read(&other.encode_to_vec(), &[rows()]).unwrap_err().to_string();
+        assert!(error.contains("9.9.9"), "{error}");
+        other.version = VERSION.to_owned();
+        codec.read(&other.encode_to_vec(), &[rows()]).unwrap_err();
+        other.node = wire(grant().as_ref()).unwrap();
+        let message = other.encode_to_vec();
+        codec.read(&message, &[rows()]).unwrap();
+        codec.read(&message, &[]).unwrap_err();
+        codec.read(&message[..message.len() - 3], &[rows()]).unwrap_err();
+    }
+
+    #[test]
+    fn every_function_is_known() {
+        let known = functions();
+        for name in ["array_length", "abs", "embed", "resize", "pca_transform"] {
+            assert!(known.scalar_functions.contains_key(name), "{name}");
+        }
+        for name in ["sum", "pca_fit", "standardize_fit", "lda_fit", "logistic_fit"] {
+            assert!(known.aggregate_functions.contains_key(name), "{name}");
+        }
+    }
+}

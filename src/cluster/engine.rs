@@ -1,0 +1,237 @@
+//! Runs a task on an executor: its sinks write all or nothing, and its errors say where they come from.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use ballista_core::JobId;
+use ballista_core::client::BallistaClient;
+use ballista_core::client_pool::{BallistaClientPool, PooledClient};
+use ballista_core::error::BallistaError;
+use ballista_core::extension::BallistaConfigGrpcEndpoint;
+use ballista_core::serde::protobuf::{RuntimeStatsReport, ShuffleWritePartition, TaskColumnStats, WindowStateReport};
+use ballista_core::utils::GrpcClientConfig;
+use ballista_executor::execution_engine::{DefaultExecutionEngine, ExecutionEngine, QueryStageExecutor};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::TaskContext;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::metrics::MetricsSet;
+use datafusion::prelude::SessionConfig;
+use parking_lot::Mutex;
+
+use crate::sink::AllOrNothing;
+
+/// A connection that nobody used for so long is closed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Ballista's engine, whose errors name the executor.
+pub(crate) struct Engine {
+    inner: DefaultExecutionEngine,
+    node: Arc<str>,
+}
+
+impl Engine {
+    /// `node` is what errors call this process: `executor 'id' (host:port)`.
+    pub(crate) fn new(node: impl Into<Arc<str>>) -> Self {
+        Self {
+            inner: DefaultExecutionEngine::with_client_pool(Arc::new(Connections::default())),
+            node: node.into(),
+        }
+    }
+}
+
+impl ExecutionEngine for Engine {
+    fn create_query_stage_exec(
+        &self,
+        job_id: JobId,
+        stage_id: usize,
+        task_id: usize,
+        global_output_partition_ids: Vec<usize>,
+        plan: Arc<dyn ExecutionPlan>,
+        work_dir: &str,
+        config: &SessionConfig,
+    ) -> Result<Arc<dyn QueryStageExecutor>> {
+        let inner = AllOrNothing
+            .optimize(plan, config.options())
+            .and_then(|plan| {
+                let partitions = global_output_partition_ids;
+                self.inner
+                    .create_query_stage_exec(job_id, stage_id, task_id, partitions, plan, work_dir, config)
+            })
+            .map_err(|e| named(&self.node, e))?;
+        Ok(Arc::new(Task {
+            inner,
+            node: Arc::clone(&self.node),
+        }))
+    }
+}
+
+/// A task whose errors name the executor.
+#[derive(Debug)]
+struct Task {
+    inner: Arc<dyn QueryStageExecutor>,
+    node: Arc<str>,
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl QueryStageExecutor for Task {
+    async fn execute_query_stage(
+        &self,
+        task_id: usize,
+        context: Arc<TaskContext>,
+    ) -> Result<Vec<ShuffleWritePartition>> {
+        let written = self.inner.execute_query_stage(task_id, context).await;
+        written.map_err(|e| named(&self.node, e))
+    }
+
+    fn collect_plan_metrics(&self) -> Vec<MetricsSet> {
+        self.inner.collect_plan_metrics()
+    }
+
+    fn collect_runtime_stats_reports(&self) -> Vec<RuntimeStatsReport> {
+        self.inner.collect_runtime_stats_reports()
+    }
+
+    fn collect_window_state_reports(&self) -> Result<Vec<WindowStateReport>> {
+        self.inner.collect_window_state_reports()
+    }
+
+    fn collect_column_stats(&self) -> Vec<TaskColumnStats> {
+        self.inner.collect_column_stats()
+    }
+}
+
+/// The error, with the executor's name before it.
+fn named(node: &str, error: DataFusionError) -> DataFusionError {
+    match is_recoverable(&error) {
+        true => error,
+        false => DataFusionError::Execution(format!("{node}: {}", error.strip_backtrace())),
+    }
+}
+
+/// Does the scheduler try again? It tells by the types: I/O that failed, and rows that could not be fetched
+/// from another executor.
+fn is_recoverable(error: &DataFusionError) -> bool {
+    if matches!(error.find_root(), DataFusionError::IoError(_)) {
+        return true;
+    }
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if error.is::<BallistaError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Where a connection goes, and how it is made.
+type Target = (String, u16, GrpcClientConfig);
+
+/// Connections to other executors, kept for the next task: a shuffle makes one for each pair of its tasks,
+/// and a machine has 28,000 ports. (Ballista has the same, but does not lend it.)
+#[derive(Clone, Default)]
+struct Connections(Arc<Mutex<HashMap<Target, Vec<(BallistaClient, Instant)>>>>);
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connections").field(&self.0.lock().len()).finish()
+    }
+}
+
+impl Connections {
+    fn close_idle(&self) {
+        self.0.lock().retain(|_, idle| {
+            idle.retain(|(_, since)| since.elapsed() < IDLE);
+            !idle.is_empty()
+        });
+    }
+}
+
+#[async_trait]
+impl BallistaClientPool for Connections {
+    async fn acquire(
+        &self,
+        host: &str,
+        port: u16,
+        config: &GrpcClientConfig,
+        customize_endpoint: Option<Arc<BallistaConfigGrpcEndpoint>>,
+    ) -> ballista_core::error::Result<PooledClient> {
+        self.close_idle();
+        let target = (host.to_owned(), port, config.clone());
+        let kept = self.0.lock().get_mut(&target).and_then(Vec::pop);
+        let client = match kept {
+            Some((client, _)) => client,
+            None => {
+                BallistaClient::try_new(
+                    host,
+                    port,
+                    config.max_message_size,
+                    config.use_tls,
+                    customize_endpoint,
+                    config.io_retries_times,
+                    config.io_retry_wait_time_ms,
+                    config.initial_connection_window_size,
+                    config.initial_stream_window_size,
+                )
+                .await?
+            }
+        };
+        let kept = self.clone();
+        let keep = move |client| kept.0.lock().entry(target).or_default().push((client, Instant::now()));
+        Ok(PooledClient::new(client, Box::new(keep)))
+    }
+
+    async fn evict_idle(&self) {
+        self.close_idle();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use datafusion::common::exec_datafusion_err;
+
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_executor() {
+        let error = named(
+            "executor 'a' (h:1)",
+            exec_datafusion_err!("decode: it is no image").context("s3://b/x.jpg"),
+        );
+        assert!(matches!(error, DataFusionError::Execution(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(
+            text.contains("executor 'a' (h:1): ") && text.contains("decode: it is no image"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_scheduler_tries_again_keeps_its_type() {
+        let lost = || BallistaError::FetchFailed("b".to_owned(), 1, 2, "gone".to_owned());
+        let recoverable = [
+            lost().into_datafusion(),
+            lost().into_datafusion().context("while joining"),
+            DataFusionError::from(arrow::error::ArrowError::ExternalError(Box::new(lost()))),
+            DataFusionError::from(io::Error::other("disk")),
+            DataFusionError::from(io::Error::other("disk")).context("while sorting"),
+        ];
+        for error in recoverable {
+            let before = error.to_string();
+            assert_eq!(named("executor 'a'", error).to_string(), before);
+        }
+    }
+}

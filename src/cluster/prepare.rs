@@ -1,0 +1,363 @@
+//! What a plan needs before it can travel.
+//!
+//! 1. [`with_values`]: uncorrelated scalar subqueries run first, and their values stand in the plan. DataFusion
+//!    reads them from a place that is shared by the plan's nodes, which does not exist between processes;
+//!    Ballista makes joins of them, which repeat a model in every row. As a value, a model travels once with
+//!    each task.
+//! 2. [`with_pinned_models`]: names of models become names with hashes, so that no executor runs another.
+//! 3. [`distribute`]: what reads objects goes to the cluster, as far as executors can see them. Rows that only
+//!    the client has, such as those of `information_schema`, travel in the plan. A file of this machine is
+//!    written here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{JoinType, exec_datafusion_err, exec_err, plan_err};
+use datafusion::datasource::file_format::csv::CsvSink;
+use datafusion::datasource::file_format::json::JsonSink;
+use datafusion::datasource::file_format::parquet::ParquetSink;
+use datafusion::datasource::physical_plan::{FileScanConfig, FileSink};
+use datafusion::datasource::sink::DataSinkExec;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::human_readable_size;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::{Expr, LogicalPlan, lit};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::joins::NestedLoopJoinExec;
+use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
+use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, replace_children_if_necessary};
+use datafusion::scalar::ScalarValue;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
+use pomona_udfs::embed::registry::{self, ModelSettings};
+use pomona_udfs::embed::{default_model, model_argument};
+use pomona_udfs::settings::PomonaOptions;
+use url::Url;
+
+use super::MESSAGE_BYTES;
+use super::grant::{Grant, GrantExec};
+use super::planner::{self, Remote};
+use crate::sink::unguarded;
+use crate::stores::PomonaStores;
+use crate::table::FetchExec;
+
+/// Replaces each uncorrelated scalar subquery by its value.
+///
+/// # Errors
+/// What the subqueries say, and more than one row.
+pub(super) async fn with_values(
+    plan: LogicalPlan,
+    remote: &Remote,
+    session: &SessionState,
+    context: &Arc<TaskContext>,
+) -> Result<LogicalPlan> {
+    let mut values: HashMap<Arc<LogicalPlan>, ScalarValue> = HashMap::new();
+    let mut subqueries = vec![];
+    plan.apply(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Some(subquery) = uncorrelated(expr) {
+                    subqueries.push(Arc::clone(subquery));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    for subquery in subqueries {
+        if !values.contains_key(&subquery) {
+            let query = subquery.as_ref().clone();
+            let run = planner::run(remote.clone(), session.clone(), query, Arc::clone(context));
+            let value = value(&subquery, run).await?;
+            values.insert(subquery, value);
+        }
+    }
+    if values.is_empty() {
+        return Ok(plan);
+    }
+    with_expressions(plan, |expr| {
+        Ok(match uncorrelated(&expr).and_then(|subquery| values.get(subquery)) {
+            Some(value) => Transformed::yes(Expr::Literal(value.clone(), None)),
+            None => Transformed::no(expr),
+        })
+    })
+}
+
+fn uncorrelated(expr: &Expr) -> Option<&Arc<LogicalPlan>> {
+    match expr {
+        Expr::ScalarSubquery(query) if query.outer_ref_columns.is_empty() => Some(&query.subquery),
+        _ => None,
+    }
+}
+
+/// The value of a subquery: that of its only row, or NULL where it has none.
+async fn value(subquery: &LogicalPlan, run: BoxFuture<'_, Result<SendableRecordBatchStream>>) -> Result<ScalarValue> {
+    let mut rows = run.await?;
+    let mut value = None;
+    while let Some(batch) = rows.try_next().await? {
+        if batch.num_rows() > 1 || (batch.num_rows() == 1 && value.is_some()) {
+            return exec_err!("Scalar subquery returned more than one row");
+        }
+        if let (1, Some(column)) = (batch.num_rows(), batch.columns().first()) {
+            value = Some(ScalarValue::try_from_array(column, 0)?);
+        }
+    }
+    match value {
+        Some(value) => Ok(value),
+        None => ScalarValue::try_new_null(subquery.schema().field(0).data_type()),
+    }
+}
+
+/// Rewrites the expressions of a plan, whose columns keep their names.
+fn with_expressions(
+    plan: LogicalPlan,
+    mut rewrite: impl FnMut(Expr) -> Result<Transformed<Expr>>,
+) -> Result<LogicalPlan> {
+    let rewritten = plan.transform_up(|node| {
+        let names = NamePreserver::new(&node);
+        node.map_expressions(|expr| {
+            let name = names.save(&expr);
+            Ok(expr.transform_up(&mut rewrite)?.update_data(|expr| name.restore(expr)))
+        })
+    })?;
+    Ok(rewritten.data)
+}
+
+/// Adds the hash of each model to its name.
+///
+/// # Errors
+/// Models that there are not.
+pub(super) fn with_pinned_models(plan: LogicalPlan, session: &SessionState) -> Result<LogicalPlan> {
+    let settings = ModelSettings::from(&PomonaOptions::from_config(session.config_options()));
+    with_expressions(plan, |mut expr| {
+        let Expr::ScalarFunction(call) = &mut expr else {
+            return Ok(Transformed::no(expr));
+        };
+        let Some(index) = model_argument(call.func.name()) else {
+            return Ok(Transformed::no(expr));
+        };
+        if let (Some(name), true) = (default_model(call.func.name()), call.args.len() == index) {
+            call.args.push(lit(name));
+        }
+        let Some(Expr::Literal(value, _)) = call.args.get_mut(index) else {
+            return Ok(Transformed::no(expr));
+        };
+        let pinned = match value.try_as_str().flatten() {
+            Some(name) => registry::pin(name, &settings)?,
+            None => return Ok(Transformed::no(expr)),
+        };
+        *value = ScalarValue::Utf8(Some(pinned)).cast_to(&value.data_type())?;
+        Ok(Transformed::yes(expr))
+    })
+}
+
+/// The plan with what reads objects on the cluster, as `remote` makes it; a file of this machine is written
+/// here.
+///
+/// # Errors
+/// Files that executors cannot see, and what cannot travel.
+pub(super) async fn distribute(
+    plan: Arc<dyn ExecutionPlan>,
+    session: &SessionState,
+    context: &Arc<TaskContext>,
+    is_here: bool,
+    remote: impl Fn(Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    if !plan.exists(|node| Ok(objects(node).is_some()))? {
+        return Ok(plan);
+    }
+    let traveller = Traveller {
+        context: Arc::clone(context),
+        stores: session.config().get_extension::<PomonaStores>(),
+        shared: PomonaOptions::from_config(session.config_options()).shared_paths,
+        is_here,
+    };
+    if let Some(sink) = plan.downcast_ref::<DataSinkExec>() {
+        let target = target(&unguarded(Arc::clone(&plan))?);
+        if target.is_none_or(|target| target.scheme() == "file") {
+            let input = traveller.prepare(Arc::clone(sink.input())).await?;
+            return replace_children_if_necessary(plan, vec![remote(input)]);
+        }
+    }
+    Ok(remote(traveller.prepare(unguarded(plan)?).await?))
+}
+
+/// The store of the objects that a node itself reads.
+fn objects(node: &Arc<dyn ExecutionPlan>) -> Option<Url> {
+    if let Some(fetch) = node.downcast_ref::<FetchExec>() {
+        return fetch.reads_content().then(|| url(fetch.store_url()));
+    }
+    let files = node.downcast_ref::<DataSourceExec>()?;
+    let files = files.data_source().downcast_ref::<FileScanConfig>()?;
+    Some(url(&files.object_store_url))
+}
+
+fn url(store: &ObjectStoreUrl) -> Url {
+    AsRef::<Url>::as_ref(store).clone()
+}
+
+/// The store that a sink writes files to; `None` where it writes none, or what executors know no sink for.
+fn target(node: &Arc<dyn ExecutionPlan>) -> Option<Url> {
+    let sink = node.downcast_ref::<DataSinkExec>()?.sink();
+    let config = None
+        .or_else(|| sink.downcast_ref::<ParquetSink>().map(FileSink::config))
+        .or_else(|| sink.downcast_ref::<CsvSink>().map(FileSink::config))
+        .or_else(|| sink.downcast_ref::<JsonSink>().map(FileSink::config))?;
+    Some(url(&config.object_store_url))
+}
+
+/// Prepares plans to travel.
+struct Traveller {
+    context: Arc<TaskContext>,
+    stores: Option<Arc<PomonaStores>>,
+    /// `pomona.shared_paths`
+    shared: String,
+    /// Are the executors expected to see the files of this machine?
+    is_here: bool,
+}
+
+impl Traveller {
+    fn prepare(&self, node: Arc<dyn ExecutionPlan>) -> BoxFuture<'_, Result<Arc<dyn ExecutionPlan>>> {
+        async move {
+            self.check_paths(&node)?;
+            if node.is::<RecursiveQueryExec>() {
+                return plan_err!(
+                    "WITH RECURSIVE cannot run on a cluster, whose executors do not see the rows of the step before: write \
+                     what it reads to a table (CREATE TABLE … AS), and run it on that"
+                );
+            }
+            if node.children().is_empty() {
+                return match can_travel(&node) {
+                    true => Ok(self.granted(&node, Arc::clone(&node))),
+                    false => self.carried(&node).await,
+                };
+            }
+            let mut children = vec![];
+            for child in node.children() {
+                let child = self.prepare(Arc::clone(child)).await?;
+                children.push(match node.is::<FetchExec>() || node.is::<DataSinkExec>() {
+                    true => self.granted(&node, child),
+                    false => child,
+                });
+            }
+            if let (Some(join), [_, right]) = (node.downcast_ref::<NestedLoopJoinExec>(), children.as_mut_slice())
+                && emits_left(*join.join_type())
+                && right.output_partitioning().partition_count() > 1
+            {
+                // Which rows of the left have found none, all partitions of the right decide together.
+                *right = Arc::new(CoalescePartitionsExec::new(Arc::clone(right)));
+            }
+            replace_children_if_necessary(node, children)
+        }
+        .boxed()
+    }
+
+    /// `input`, with the credentials for what `node` reads or writes.
+    fn granted(&self, node: &Arc<dyn ExecutionPlan>, input: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+        let Some(root) = objects(node).or_else(|| target(node)) else {
+            return input;
+        };
+        match self.stores.as_ref().and_then(|stores| stores.granted(&root)) {
+            Some(given) => Arc::new(GrantExec::new(input, Grant { store: root, given })),
+            None => input,
+        }
+    }
+
+    /// Files of this machine, which other machines do not have.
+    fn check_paths(&self, node: &Arc<dyn ExecutionPlan>) -> Result<()> {
+        if self.is_here || objects(node).is_none_or(|store| store.scheme() != "file") {
+            return Ok(());
+        }
+        let paths = paths(node);
+        let is_shared = |path: &String| {
+            let mut folders = std::env::split_paths(&self.shared);
+            folders.any(|folder| !folder.as_os_str().is_empty() && std::path::Path::new(path).starts_with(folder))
+        };
+        match paths.iter().find(|path| !is_shared(path)) {
+            Some(path) => plan_err!(
+                "{path} is a file of this machine, which the executors of the cluster do not see: put it into an object \
+                 store, or, if it is on a file system that all nodes have at the same place, name that: SET \
+                 pomona.shared_paths = '/mnt/shared'"
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The rows of a leaf that only this process can read, which is read here.
+    async fn carried(&self, leaf: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut bytes = 0;
+        let mut partitions = vec![];
+        for partition in 0..leaf.output_partitioning().partition_count() {
+            let mut rows = leaf.execute(partition, Arc::clone(&self.context))?;
+            let mut batches = vec![];
+            while let Some(batch) = rows.try_next().await? {
+                bytes += batch.get_array_memory_size();
+                if bytes > MESSAGE_BYTES / 2 {
+                    return exec_err!(
+                        "{} is read by this process alone, and its rows, more than {}, are too many to travel with the \
+                         query to the cluster: COPY them TO a Parquet file in an object store, and read that",
+                        leaf.name(),
+                        human_readable_size(MESSAGE_BYTES / 2)
+                    );
+                }
+                batches.push(batch);
+            }
+            partitions.push(batches);
+        }
+        let source = MemorySourceConfig::try_new(&partitions, leaf.schema(), None)?
+            .try_with_sort_information(leaf.output_ordering().into_iter().cloned().collect())?;
+        Ok(DataSourceExec::from_data_source(source))
+    }
+}
+
+/// The files that a node reads, or the locations of an image table.
+fn paths(node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
+    if let Some(fetch) = node.downcast_ref::<FetchExec>() {
+        let locations = fetch.location().split(' ');
+        return locations
+            .map(|url| url.trim_start_matches("file://").to_owned())
+            .collect();
+    }
+    let files = node.downcast_ref::<DataSourceExec>();
+    let files = files.and_then(|exec| exec.data_source().downcast_ref::<FileScanConfig>());
+    let groups = files.map(|files| files.file_groups.as_slice()).unwrap_or_default();
+    let files = groups.iter().flat_map(|group| group.files());
+    files.map(|file| format!("/{}", file.object_meta.location)).collect()
+}
+
+/// Leaves that Ballista can slice.
+fn can_travel(leaf: &Arc<dyn ExecutionPlan>) -> bool {
+    let source = leaf.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
+    source.is_some_and(|source| source.is::<FileScanConfig>() || source.is::<MemorySourceConfig>())
+        || leaf.is::<EmptyExec>()
+        || leaf.is::<PlaceholderRowExec>()
+}
+
+/// Does a join return rows of its left side depending on the whole of its right?
+fn emits_left(join: JoinType) -> bool {
+    matches!(
+        join,
+        JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark
+    )
+}
+
+/// A plan that cannot be written down for executors.
+pub(super) fn cannot_travel(cause: DataFusionError) -> DataFusionError {
+    cause.context("this query cannot run on a cluster; run it without --cluster, or in parts")
+}
+
+/// A plan that is larger than a message may be.
+pub(super) fn too_large(bytes: usize) -> DataFusionError {
+    exec_datafusion_err!(
+        "the plan of this query has {}, a message to the scheduler at most {}: tables in memory travel with the plan (COPY \
+         them TO Parquet files in an object store), and so does the listing of an image table (list parts of it: WHERE \
+         label = …, or a location for each)",
+        human_readable_size(bytes),
+        human_readable_size(MESSAGE_BYTES)
+    )
+}

@@ -1,0 +1,503 @@
+//! `pomona scheduler`: takes plans, cuts them into stages, gives their tasks to executors that ask for work.
+//!
+//! Executors ask (Ballista's pull-staged policy) instead of being told. So an executor that cannot read a
+//! task says why, where a push loses the reason; nobody but the executor's network must be crossed; all of
+//! it goes over TLS; and an executor finds a scheduler that comes back.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
+use ballista_core::utils::get_time_before;
+use ballista_scheduler::cluster::BallistaCluster;
+use ballista_scheduler::config::{SchedulerConfig, TaskDistributionPolicy};
+use ballista_scheduler::scheduler_process::create_scheduler;
+use ballista_scheduler::scheduler_server::SchedulerServer;
+use clap::Args;
+use datafusion::common::exec_datafusion_err;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::error::Result;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::prelude::SessionConfig;
+use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use pomona_udfs::memory::MemoryBudget;
+use pomona_udfs::settings::PomonaOptions;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until};
+use tonic::Status;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
+
+use super::health::{self, Ready};
+use super::tls::{Tls, TlsArgs, cause};
+use super::{DEFAULT_PORT, MESSAGE_BYTES, base_config, codec};
+use crate::session;
+use crate::stores::PomonaStores;
+
+/// The calls that bring a query.
+const QUERIES: [&str; 2] = [
+    "/ballista.protobuf.SchedulerGrpc/ExecuteQueryPush",
+    "/ballista.protobuf.SchedulerGrpc/ExecuteQuery",
+];
+
+/// How often the number of executors, or of jobs, is looked at where somebody waits for it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Clients that have just heard of the end of their query may still ask for its metrics.
+const LAST_QUESTIONS: Duration = Duration::from_secs(1);
+
+/// The time for connections to close.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Ballista looks for heartbeats that it takes for alive for 3 minutes; what is lost is done again.
+const EXECUTOR_TIMEOUT: u64 = 20;
+const EXPIRY_CHECK: u64 = 5;
+const NO_EXECUTORS: u64 = 30;
+
+/// Seconds that a query waits for a first executor.
+const EXECUTOR_WAIT: u64 = 10;
+
+type Scheduler = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
+
+#[derive(Debug, Args)]
+pub(crate) struct SchedulerArgs {
+    /// The address to listen on; 0.0.0.0 is every address of the machine
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    bind_host: String,
+
+    /// The port to listen on; 0 takes a free one
+    #[arg(short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    bind_port: u16,
+
+    /// The name of this machine for others (executors report to the address of their --scheduler)
+    #[arg(long, value_name = "HOST")]
+    external_host: Option<String>,
+
+    /// Serves /healthz and /readyz on a port of their own too, always without TLS; 0 takes a free one. Without
+    /// it they are at --bind-port
+    #[arg(long, value_name = "PORT")]
+    bind_health_port: Option<u16>,
+
+    /// Executors that /readyz waits for
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    min_ready_executors: usize,
+
+    /// Seconds that a query waits for a first executor before it fails
+    #[arg(long, value_name = "SECONDS", default_value_t = EXECUTOR_WAIT)]
+    executor_wait_seconds: u64,
+
+    /// An executor that was not heard of for so long is lost, and its tasks run elsewhere
+    #[arg(long, value_name = "SECONDS", default_value_t = EXECUTOR_TIMEOUT, value_parser = clap::value_parser!(u64).range(10..))]
+    executor_timeout_seconds: u64,
+
+    /// How often lost executors are looked for
+    #[arg(long, value_name = "SECONDS", default_value_t = EXPIRY_CHECK, value_parser = clap::value_parser!(u64).range(1..))]
+    expire_dead_executor_interval_seconds: u64,
+
+    /// Seconds that running queries wait for an executor when the last one is lost
+    #[arg(long, value_name = "SECONDS", default_value_t = NO_EXECUTORS)]
+    no_executors_grace_period_seconds: u64,
+
+    /// Seconds from when an executor said that it ends until what it held is computed again
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    executor_termination_grace_period: u64,
+
+    /// Tries of a task whose input or output failed
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    task_max_failures: u64,
+
+    /// Tries of a stage whose rows were lost with an executor
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    stage_max_failures: u64,
+
+    /// Seconds after which executors delete the rows of a query that ended
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    finished_job_data_clean_up_interval_seconds: u64,
+
+    /// Seconds after which the scheduler forgets a query that ended
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    finished_job_state_clean_up_interval_seconds: u64,
+
+    /// The largest message that it takes, in bytes: a plan, with its listing
+    #[arg(long, value_name = "BYTES", default_value_t = MESSAGE_BYTES as u32)]
+    grpc_server_max_decoding_message_size: u32,
+
+    /// The largest message that it sends, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = MESSAGE_BYTES as u32)]
+    grpc_server_max_encoding_message_size: u32,
+
+    /// Seconds that running queries have to end when the scheduler is asked to (Ctrl-C, SIGTERM; twice: at once)
+    #[arg(long, value_name = "SECONDS", default_value_t = 25)]
+    shutdown_grace_seconds: u64,
+
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+impl SchedulerArgs {
+    fn config(&self, port: u16) -> SchedulerConfig {
+        SchedulerConfig {
+            external_host: self.external_host.clone().unwrap_or_else(|| named(&self.bind_host)),
+            bind_host: self.bind_host.clone(),
+            bind_port: port,
+            min_ready_executors: self.min_ready_executors,
+            executor_timeout_seconds: self.executor_timeout_seconds,
+            expire_dead_executor_interval_seconds: self.expire_dead_executor_interval_seconds,
+            no_executors_grace_period_seconds: self.no_executors_grace_period_seconds,
+            executor_termination_grace_period: self.executor_termination_grace_period,
+            task_max_failures: self.task_max_failures as usize,
+            stage_max_failures: self.stage_max_failures as usize,
+            finished_job_data_clean_up_interval_seconds: self.finished_job_data_clean_up_interval_seconds,
+            finished_job_state_clean_up_interval_seconds: self.finished_job_state_clean_up_interval_seconds,
+            grpc_server_max_decoding_message_size: self.grpc_server_max_decoding_message_size,
+            grpc_server_max_encoding_message_size: self.grpc_server_max_encoding_message_size,
+            ..scheduler_config()
+        }
+    }
+}
+
+/// What a machine calls itself that listens on `host`.
+fn named(host: &str) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => "localhost".to_owned(),
+        _ => host.to_owned(),
+    }
+}
+
+/// A configuration for [`start_server`](ballista_scheduler::scheduler_process::start_server): Pomona's codecs,
+/// functions and settings, on this machine's loopback, for executors that ask for work.
+pub fn scheduler_config() -> SchedulerConfig {
+    SchedulerConfig {
+        bind_port: DEFAULT_PORT,
+        scheduling_policy: TaskSchedulingPolicy::PullStaged,
+        // Not one executor full before the next one gets anything.
+        task_distribution: TaskDistributionPolicy::RoundRobin,
+        executor_timeout_seconds: EXECUTOR_TIMEOUT,
+        expire_dead_executor_interval_seconds: EXPIRY_CHECK,
+        no_executors_grace_period_seconds: NO_EXECUTORS,
+        grpc_server_max_decoding_message_size: MESSAGE_BYTES as u32,
+        grpc_server_max_encoding_message_size: MESSAGE_BYTES as u32,
+        grpc_client_max_message_size: MESSAGE_BYTES as u32,
+        override_config_producer: Some(Arc::new(|| {
+            base_config().with_option_extension(PomonaOptions::default())
+        })),
+        override_session_builder: Some(Arc::new(state)),
+        override_physical_codec: Some(codec::physical_codec("the scheduler")),
+        ..SchedulerConfig::default()
+    }
+}
+
+/// The session that a plan is decoded in. It runs nothing.
+fn state(config: SessionConfig) -> Result<SessionState> {
+    let runtime = session::runtime(Arc::new(PomonaStores::new()), Arc::new(MemoryBudget::default()));
+    let mut builder = SessionStateBuilder::new_with_default_features()
+        .with_config(config)
+        .with_runtime_env(runtime.build_arc()?);
+    builder
+        .scalar_functions()
+        .get_or_insert_default()
+        .extend(pomona_udfs::scalar_functions());
+    builder
+        .aggregate_functions()
+        .get_or_insert_default()
+        .extend(pomona_udfs::aggregate_functions());
+    Ok(builder.build())
+}
+
+/// Runs a scheduler until the process is asked to end. `say` tells the person where it listens.
+///
+/// # Errors
+/// Where its address or the files of TLS cannot be used.
+pub(crate) async fn run(args: SchedulerArgs, say: &dyn Fn(&str)) -> Result<()> {
+    session::register_models()?;
+    let (listener, address) = health::listen(&args.bind_host, args.bind_port, "--bind-port").await?;
+    let health = match args.bind_health_port {
+        Some(port) => Some(health::listen(&args.bind_host, port, "--bind-health-port").await?),
+        None => None,
+    };
+    let config = args.config(address.port());
+    let wait = Duration::from_secs(args.executor_wait_seconds);
+    let grace = Duration::from_secs(args.shutdown_grace_seconds);
+    let tls = args.tls.files().map(|files| files.load()).transpose()?;
+    let server = Serving::start(config, wait, listener, tls.as_ref()).await?;
+
+    let mut told = format!("pomona scheduler listens on {address}");
+    let _health = health.map(|(listener, address)| {
+        told.push_str(&format!(" (health: {address})"));
+        SpawnedTask::spawn(health::serve(listener, server.gate.ready()))
+    });
+    say(&told);
+    if let Some(warning) = health::exposure(address, tls.is_some()) {
+        say(warning);
+    }
+    server.until(health::asked_to_end(), grace).await
+}
+
+/// A scheduler that serves.
+pub(crate) struct Serving {
+    gate: Arc<Gate>,
+    /// Ends the server; connections close when their calls have ended.
+    end: oneshot::Sender<()>,
+    served: SpawnedTask<Result<()>>,
+}
+
+impl Serving {
+    /// Starts a scheduler behind `listener`. A query waits up to `wait` for an executor.
+    pub(crate) async fn start(
+        config: SchedulerConfig,
+        wait: Duration,
+        listener: TcpListener,
+        tls: Option<&Tls>,
+    ) -> Result<Self> {
+        let address = config.scheduler_endpoint();
+        let failed = |cause: String| exec_datafusion_err!("the scheduler at {address} cannot start: {cause}");
+        let (decoded, encoded) = (
+            config.grpc_server_max_decoding_message_size as usize,
+            config.grpc_server_max_encoding_message_size as usize,
+        );
+        config.validate().map_err(|e| failed(e.to_string()))?;
+        let cluster = BallistaCluster::new_from_config(&config)
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        let scheduler: Scheduler = create_scheduler(cluster, with_tls(config, tls))
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+
+        let service = SchedulerGrpcServer::new(scheduler.clone())
+            .max_decoding_message_size(decoded)
+            .max_encoding_message_size(encoded);
+        let gate = Arc::new(Gate {
+            scheduler,
+            wait,
+            address: address.clone(),
+            ending: AtomicBool::new(false),
+        });
+        let routes = Routes::new(service)
+            .into_axum_router()
+            .merge(health::routes(gate.ready()))
+            .layer(middleware::from_fn_with_state(Arc::clone(&gate), admit));
+        // Liveness is asked for over HTTP/1.
+        let mut server = Server::builder().accept_http1(true);
+        if let Some(tls) = tls {
+            server = server.tls_config(tls.server()?).map_err(|e| failed(cause(&e)))?;
+        }
+        let (end, ended) = oneshot::channel::<()>();
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = server
+            .add_routes(Routes::from(routes))
+            .serve_with_incoming_shutdown(incoming, async {
+                ended.await.ok();
+            });
+        let served = SpawnedTask::spawn(async move {
+            serving
+                .await
+                .map_err(|e| exec_datafusion_err!("the scheduler at {address} stopped: {}", cause(&e)))
+        });
+        Ok(Self { gate, end, served })
+    }
+
+    /// Serves until `stop`; then takes no more queries, and gives the running ones up to `grace`, or until the
+    /// process is asked to end once more.
+    pub(crate) async fn until(self, stop: impl Future<Output = ()>, grace: Duration) -> Result<()> {
+        let Self { gate, end, mut served } = self;
+        let drained = async {
+            stop.await;
+            gate.ending.store(true, Ordering::Release);
+            let deadline = Instant::now() + grace;
+            let jobs_end = async {
+                let scheduler = &gate.scheduler;
+                if scheduler.running_job_number() + scheduler.pending_job_number() > 0 {
+                    log::warn!("the scheduler ends as soon as its queries have ended");
+                    while scheduler.running_job_number() + scheduler.pending_job_number() > 0 {
+                        sleep(LOOK).await;
+                    }
+                    sleep(LAST_QUESTIONS).await;
+                }
+            };
+            tokio::select! {
+                () = jobs_end => {}
+                () = sleep_until(deadline) => log::warn!("the scheduler ends, and with it the queries that still run"),
+                () = health::asked_to_end() => {}
+            }
+        };
+        tokio::select! {
+            served = served.join_unwind_mut() => {
+                return served.unwrap_or_else(|e| Err(exec_datafusion_err!("the scheduler was stopped: {e}")));
+            }
+            () = drained => {}
+        }
+        end.send(()).ok();
+        tokio::time::timeout(CLOSING, served.join_unwind_mut()).await.ok();
+        Ok(())
+    }
+}
+
+/// What goes from the scheduler to an executor (an end of a task) goes the same way.
+fn with_tls(config: SchedulerConfig, tls: Option<&Tls>) -> Arc<SchedulerConfig> {
+    Arc::new(match tls {
+        Some(tls) => config
+            .with_use_tls(true)
+            .with_override_create_grpc_client_endpoint(tls.endpoint_override()),
+        None => config,
+    })
+}
+
+/// Decides which queries are taken.
+struct Gate {
+    scheduler: Scheduler,
+    /// For a first executor.
+    wait: Duration,
+    address: String,
+    ending: AtomicBool,
+}
+
+impl Gate {
+    fn ready(self: &Arc<Self>) -> Ready {
+        let gate = Arc::clone(self);
+        Arc::new(move || {
+            if gate.ending.load(Ordering::Acquire) {
+                return Err("it is ending".to_owned());
+            }
+            match gate.scheduler.is_ready() {
+                true => Ok(()),
+                false => Err("it waits for executors".to_owned()),
+            }
+        })
+    }
+
+    /// Without an executor a query would wait for ever.
+    async fn open(&self) -> Result<(), Status> {
+        let deadline = Instant::now() + self.wait;
+        loop {
+            if self.ending.load(Ordering::Acquire) {
+                return Err(Status::unavailable(
+                    "it is ending and takes no more queries: run it again when it is back",
+                ));
+            }
+            if self.has_executor().await {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Status::failed_precondition(format!(
+                    "no executor asked it for work within {} s: start one (pomona executor --scheduler {})",
+                    self.wait.as_secs(),
+                    self.address
+                )));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn has_executor(&self) -> bool {
+        let state = &self.scheduler.state;
+        let alive = Duration::from_secs(get_time_before(state.config.executor_timeout_seconds));
+        let executors = state.executor_manager.get_executors_state().await.unwrap_or_default();
+        executors
+            .iter()
+            .any(|(_, heard, _)| heard.is_some_and(|heard| heard > alive))
+    }
+}
+
+/// Passes a call on, with the address that it came from, where the scheduler looks for that of an executor
+/// that does not know its own.
+async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    if QUERIES.contains(&request.uri().path())
+        && let Err(status) = gate.open().await
+    {
+        return status.into_http::<Body>();
+    }
+    let peer = request
+        .extensions()
+        .get::<TcpConnectInfo>()
+        .and_then(|c| c.remote_addr());
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
+    }
+    next.run(request).await
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use clap::Parser;
+    use datafusion::execution::FunctionRegistry;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        args: SchedulerArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<SchedulerArgs, String> {
+        CommandLine::try_parse_from([&["scheduler"][..], args].concat())
+            .map(|line| line.args)
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_stay_on_this_machine_and_find_what_is_lost_soon() {
+        let config = parse(&[]).unwrap().config(DEFAULT_PORT);
+        assert_eq!((config.bind_host.as_str(), config.bind_port), ("127.0.0.1", 50050));
+        assert_eq!(config.scheduler_endpoint(), "127.0.0.1:50050");
+        assert_eq!(config.executor_timeout_seconds, 20);
+        assert_eq!(config.grpc_server_max_decoding_message_size as usize, MESSAGE_BYTES);
+        assert!(!config.is_push_staged_scheduling());
+    }
+
+    #[test]
+    fn arguments_reach_the_configuration_and_wrong_ones_are_refused() {
+        let args = parse(&[
+            "-p",
+            "0",
+            "--executor-timeout-seconds",
+            "60",
+            "--task-max-failures",
+            "2",
+        ])
+        .unwrap();
+        let config = args.config(4711);
+        assert_eq!((config.bind_port, config.executor_timeout_seconds), (4711, 60));
+        assert_eq!(config.task_max_failures, 2);
+        for (wrong, named) in [
+            (["--bind-port", "65536"], "--bind-port"),
+            (["--executor-timeout-seconds", "1"], "--executor-timeout-seconds"),
+            (["--tls-cert", "cert.pem"], "--tls-key"),
+        ] {
+            let error = parse(&wrong).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_scheduler_knows_our_functions() {
+        let state = state(base_config()).unwrap();
+        assert!(state.udf("embed").is_ok() && state.udaf("pca_fit").is_ok() && state.udf("make_array").is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_scheduler_without_executors_says_so_and_ends() {
+        let (listener, address) = health::listen("127.0.0.1", 0, "--bind-port").await.unwrap();
+        let config = parse(&[]).unwrap().config(address.port());
+        let serving = Serving::start(config, Duration::ZERO, listener, None).await.unwrap();
+        let refused = serving.gate.open().await.unwrap_err();
+        assert!(refused.message().contains(&address.to_string()), "{refused}");
+        assert!((serving.gate.ready())().is_err());
+        serving
+            .until(std::future::ready(()), Duration::from_secs(5))
+            .await
+            .unwrap();
+        assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    }
+}
