@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
-use datafusion::catalog::{DynamicFileCatalog, MemoryCatalogProviderList, TableProvider, UrlTableFactory};
+use datafusion::catalog::{
+    DynamicFileCatalog, MemoryCatalogProviderList, Session, TableProvider, TableProviderFactory, UrlTableFactory,
+};
 use datafusion::common::plan_err;
 use datafusion::config::{ConfigNonZeroUsize, ConfigOptions, MaxRowGroupBytes};
 use datafusion::datasource::listing::{ListingTable, ListingTableConfig, ListingTableConfigExt, ListingTableUrl};
@@ -13,6 +15,7 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::CreateExternalTable;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_cli::catalog::substitute_tilde;
 use datafusion_cli::functions::ParquetMetadataFunc;
@@ -161,6 +164,11 @@ impl SessionBuilder {
         };
         #[cfg(not(feature = "cluster"))]
         let mut builder = planned(builder);
+        for (format, factory) in builder.table_factories().get_or_insert_default() {
+            if format != "IMAGES" {
+                *factory = Arc::new(FilesWithStore(Arc::clone(factory)));
+            }
+        }
         // Through the builder, which shows the functions the settings that they start with.
         builder
             .scalar_functions()
@@ -239,6 +247,22 @@ fn config(mut config: SessionConfig, options: Option<PomonaOptions>) -> Result<(
     let memory = Arc::clone(&options.memory);
     ours.extensions.insert(options);
     Ok((config, memory))
+}
+
+/// Makes tables of files, and before them the store that their options ask for (`aws.region`).
+#[derive(Debug)]
+struct FilesWithStore(Arc<dyn TableProviderFactory>);
+
+#[async_trait]
+impl TableProviderFactory for FilesWithStore {
+    async fn create(&self, state: &dyn Session, cmd: &CreateExternalTable) -> Result<Arc<dyn TableProvider>> {
+        if let Some(stores) = state.config().get_extension::<PomonaStores>() {
+            for location in &cmd.locations {
+                stores.grant(ListingTableUrl::parse(location)?.as_ref(), &cmd.options)?;
+            }
+        }
+        self.0.create(state, cmd).await
+    }
 }
 
 /// Tables that are named by their files: `SELECT * FROM 's3://bucket/features.parquet'`.

@@ -748,7 +748,11 @@ async fn the_memory_of_an_executor_is_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_travels_once_with_a_task_and_not_with_every_row() {
+    // As many partitions of few rows as of many, since each file and partition has its place in the plan.
     let there = SessionBuilder::new().cluster("local:2").build().unwrap();
+    timely(&there, "SET datafusion.execution.target_partitions = 2")
+        .await
+        .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut plans = vec![];
     for rows in [60, 3000] {
@@ -839,13 +843,11 @@ fn an_executor_runs_no_other_model_and_says_which_it_lacks() {
         let client = models("client");
         Cluster::start(1, move |name, command| {
             credentials(name, command);
-            let dir = match name {
-                "client" => Some(&client),
-                "scheduler" => None,
-                _ => executors.as_ref(),
-            };
-            if let Some(dir) = dir {
-                command.arg("--models-dir").arg(dir);
+            match name {
+                // Of this process alone; --models-dir would go to the executors of this machine.
+                "client" => drop(command.env("POMONA_MODELS", &client)),
+                "scheduler" => {}
+                _ => drop(executors.as_ref().map(|dir| command.arg("--models-dir").arg(dir))),
             }
         })
     };

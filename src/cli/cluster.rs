@@ -7,7 +7,7 @@ use log::LevelFilter;
 use tokio::runtime::Builder;
 
 use super::print::note;
-use super::{Action, CommandLine, log_to_stderr};
+use super::{Action, CommandLine, SessionArgs, USAGE, log_to_stderr};
 use crate::SessionBuilder;
 use crate::cluster::tls::TlsArgs;
 use crate::cluster::{executor, scheduler};
@@ -25,6 +25,10 @@ pub(super) struct ClientArgs {
 }
 
 impl ClientArgs {
+    fn is_given(&self) -> bool {
+        self.cluster.is_some() || self.tls.is_given()
+    }
+
     /// `builder`, on the cluster.
     pub(super) fn on(self, builder: SessionBuilder) -> SessionBuilder {
         let builder = match self.cluster {
@@ -43,6 +47,10 @@ pub(super) fn role(command_line: CommandLine) -> Result<ExitCode, Box<CommandLin
     if !matches!(command_line.action, Some(Action::Scheduler(_) | Action::Executor(_))) {
         return Err(Box::new(command_line));
     }
+    if !command_line.command.is_empty() || !command_line.file.is_empty() || command_line.cluster.is_given() {
+        note("pomona: -c, -f, --cluster and its --tls-… are for queries: they do not go before scheduler and executor");
+        return Ok(ExitCode::from(USAGE));
+    }
     log_to_stderr(command_line.log_level.unwrap_or(LevelFilter::Warn));
     let say = |line: &str| note(line);
     let runtime = match Builder::new_multi_thread().enable_all().build() {
@@ -52,11 +60,11 @@ pub(super) fn role(command_line: CommandLine) -> Result<ExitCode, Box<CommandLin
             return Ok(ExitCode::FAILURE);
         }
     };
-    let models_dir = command_line.session.models_dir;
+    let SessionArgs { memory, models_dir, .. } = command_line.session;
     let ended = runtime.block_on(async {
         match command_line.action {
             Some(Action::Scheduler(args)) => scheduler::run(args, &say).await,
-            Some(Action::Executor(args)) => executor::run(args, models_dir, &say).await,
+            Some(Action::Executor(args)) => executor::run(args.or_memory(memory), models_dir, &say).await,
             _ => Ok(()),
         }
     });

@@ -27,7 +27,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::logical_expr::ExplainFormat;
@@ -146,9 +146,28 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// The command line. The help of `scheduler` and `executor` leaves out what is for queries and their results.
+fn command() -> Command {
+    let mut command = CommandLine::command();
+    // Passes the global options on to the subcommands.
+    command.build();
+    command.mut_subcommands(|subcommand| {
+        let hidden: &[&str] = match subcommand.get_name() {
+            "scheduler" => &["format", "quiet", "full", "maxrows", "on_error", "memory", "models_dir"],
+            "executor" => &["format", "quiet", "full", "maxrows", "on_error", "memory"],
+            _ => &[],
+        };
+        subcommand.mut_args(|argument| {
+            let hide = hidden.contains(&argument.get_id().as_str());
+            let is_hidden = argument.is_hide_set();
+            argument.hide(hide || is_hidden)
+        })
+    })
+}
+
 /// Runs the command line and gives the exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let parsed = CommandLine::command().try_get_matches_from(args).and_then(|matches| {
+    let parsed = command().try_get_matches_from(args).and_then(|matches| {
         let command_line = CommandLine::from_arg_matches(&matches)?;
         Ok((command_line, matches))
     });
@@ -194,8 +213,19 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Logs what this program, Ballista and DataFusion say from `level` on; of what is below them (HTTP, TLS, cloud
+/// SDKs) warnings.
 fn log_to_stderr(level: LevelFilter) {
-    env_logger::Builder::new().filter_level(level).init();
+    let mut logger = env_logger::Builder::new();
+    logger.filter_level(level.min(LevelFilter::Warn));
+    for module in ["pomona", "ballista", "datafusion"] {
+        logger.filter_module(module, level);
+    }
+    // It warns 20 times a second while the scheduler is away; `cluster::executor` says so once.
+    if level == LevelFilter::Warn {
+        logger.filter_module("ballista_executor::execution_loop", LevelFilter::Error);
+    }
+    logger.init();
 }
 
 /// What -c and -f say, in their order. Every file is read before the first statement runs.
@@ -311,5 +341,30 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    #[cfg(feature = "cluster")]
+    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    fn roles_show_their_own_options_and_take_no_sql() {
+        let help = |role: &str| {
+            let mut command = command();
+            let role = command.find_subcommand_mut(role).unwrap();
+            role.render_long_help().to_string()
+        };
+        for role in ["scheduler", "executor"] {
+            let help = help(role);
+            assert!(help.contains("--bind-port") && help.contains("--log-level"), "{help}");
+            assert!(!help.contains("--maxrows") && !help.contains("--on-error"), "{help}");
+        }
+        assert!(help("executor").contains("--models-dir") && help("model").contains("--maxrows"));
+
+        for args in [
+            &["pomona", "-c", "SELECT 1", "scheduler"][..],
+            &["pomona", "--cluster", "local:1", "scheduler"],
+        ] {
+            let command_line = CommandLine::try_parse_from(args).unwrap();
+            assert!(cluster::role(command_line).is_ok());
+        }
     }
 }

@@ -21,7 +21,7 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, Tr
 use datafusion::config::Dialect as DialectName;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlanStatement};
+use datafusion::logical_expr::{LogicalPlan, Statement as PlanStatement};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement as SqlStatement;
 use datafusion::sql::sqlparser::ast;
@@ -413,25 +413,15 @@ async fn execute(
     Ok(())
 }
 
-/// Makes the stores of a statement's locations from its options, as `aws.region`. `STORED AS IMAGES`
-/// does so itself.
+/// Makes the store of a `COPY`'s target from its options, as `aws.region`. Tables do so themselves.
 fn register_stores(ctx: &SessionContext, plan: &LogicalPlan) -> Result<()> {
-    let (locations, options) = match plan {
-        LogicalPlan::Ddl(DdlStatement::CreateExternalTable(table))
-            if !table.file_type.eq_ignore_ascii_case("images") =>
-        {
-            (table.locations.as_slice(), &table.options)
-        }
-        LogicalPlan::Copy(copy) => (std::slice::from_ref(&copy.output_url), &copy.options),
-        _ => return Ok(()),
+    let LogicalPlan::Copy(copy) = plan else {
+        return Ok(());
     };
-    let Some(stores) = ctx.state().config().get_extension::<PomonaStores>() else {
-        return internal_err!("a session without stores");
-    };
-    for location in locations {
-        stores.grant(ListingTableUrl::parse(location)?.as_ref(), options)?;
+    match ctx.state().config().get_extension::<PomonaStores>() {
+        Some(stores) => stores.grant(ListingTableUrl::parse(&copy.output_url)?.as_ref(), &copy.options),
+        None => internal_err!("a session without stores"),
     }
-    Ok(())
 }
 
 /// The plan of a `COPY`, to a place in the home folder where it says `~`, without the options that

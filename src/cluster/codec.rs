@@ -120,7 +120,12 @@ impl PomonaPhysicalCodec {
         )
     }
 
-    fn read(&self, message: &[u8], inputs: &[Arc<dyn ExecutionPlan>]) -> Result<Arc<dyn ExecutionPlan>> {
+    fn read(
+        &self,
+        message: &[u8],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        ctx: &TaskContext,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         let unreadable = || internal_datafusion_err!("{} cannot read a node of the plan", self.node);
         let NodeWire { version, node } = NodeWire::decode(message).map_err(|_| unreadable())?;
         self.check(&version)?;
@@ -133,7 +138,14 @@ impl PomonaPhysicalCodec {
             Node::Grant(GrantWire { store, given }) => {
                 let store = Url::parse(&store).map_err(|_| unreadable())?;
                 let given = GivenOptions(given);
-                Arc::new(GrantExec::new(input, Grant { store, given }))
+                let grant = Grant { store, given };
+                grant.register(&ctx.runtime_env())?;
+                // A scan of Parquet files takes its store when it is read, and inputs are read first.
+                let input = match input.children().is_empty() {
+                    true => PhysicalPlanNode::try_from_physical_plan(input, self)?.try_into_physical_plan(ctx, self)?,
+                    false => input,
+                };
+                Arc::new(GrantExec::new(input, grant))
             }
         })
     }
@@ -161,7 +173,7 @@ impl PhysicalExtensionCodec for PomonaPhysicalCodec {
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match buf.strip_prefix(MAGIC) {
-            Some(message) => self.read(message, inputs),
+            Some(message) => self.read(message, inputs, ctx),
             None => self.ballista.try_decode(buf, inputs, ctx, converter),
         }
     }
@@ -350,19 +362,20 @@ mod tests {
             .try_decode_udf("no_such_function", VERSION.as_bytes())
             .unwrap_err();
 
+        let context = SessionContext::new().task_ctx();
         let mut other = NodeWire {
             version: "9.9.9".to_owned(),
             node: None,
         };
-        let error = codec.read(&other.encode_to_vec(), &[rows()]).unwrap_err().to_string();
+        let error = codec.read(&other.encode_to_vec(), &[rows()], &context).unwrap_err().to_string();
         assert!(error.contains("9.9.9"), "{error}");
         other.version = VERSION.to_owned();
-        codec.read(&other.encode_to_vec(), &[rows()]).unwrap_err();
+        codec.read(&other.encode_to_vec(), &[rows()], &context).unwrap_err();
         other.node = wire(grant().as_ref()).unwrap();
         let message = other.encode_to_vec();
-        codec.read(&message, &[rows()]).unwrap();
-        codec.read(&message, &[]).unwrap_err();
-        codec.read(&message[..message.len() - 3], &[rows()]).unwrap_err();
+        codec.read(&message, &[rows()], &context).unwrap();
+        codec.read(&message, &[], &context).unwrap_err();
+        codec.read(&message[..message.len() - 3], &[rows()], &context).unwrap_err();
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Runs a task on an executor: its sinks write all or nothing, and its errors say where they come from.
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -115,24 +114,33 @@ impl QueryStageExecutor for Task {
 fn named(node: &str, error: DataFusionError) -> DataFusionError {
     match is_recoverable(&error) {
         true => error,
-        false => DataFusionError::Execution(format!("{node}: {}", error.strip_backtrace())),
+        false => DataFusionError::Execution(format!("{node}: {}", unwrapped(&error).message())),
+    }
+}
+
+/// The error that Ballista's nodes have wrapped.
+fn unwrapped(error: &DataFusionError) -> &DataFusionError {
+    match error {
+        DataFusionError::Shared(inner) => unwrapped(inner),
+        DataFusionError::External(inner) => match inner.downcast_ref() {
+            Some(BallistaError::DataFusionError(inner)) => unwrapped(inner),
+            _ => error,
+        },
+        _ => error,
     }
 }
 
 /// Does the scheduler try again? It tells by the types: I/O that failed, and rows that could not be fetched
 /// from another executor.
 fn is_recoverable(error: &DataFusionError) -> bool {
-    if matches!(error.find_root(), DataFusionError::IoError(_)) {
-        return true;
+    match error.find_root() {
+        DataFusionError::IoError(_) => true,
+        DataFusionError::External(inner) => match inner.downcast_ref() {
+            Some(BallistaError::DataFusionError(inner)) => is_recoverable(inner),
+            other => other.is_some(),
+        },
+        _ => false,
     }
-    let mut next: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if error.is::<BallistaError>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// Where a connection goes, and how it is made.

@@ -11,6 +11,9 @@
 //! It opens the connection to the scheduler and needs none back, except that a cancelled task otherwise ends
 //! at its end. When the scheduler is away it asks on; a scheduler that comes back learns of it that way.
 
+use std::env;
+use std::fs::{self, File};
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -79,12 +82,19 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// The time for connections to close: rows that are being fetched get it too.
 const CLOSING: Duration = Duration::from_secs(5);
 
+/// Between the questions whether the scheduler's machine is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// Rows that nobody told to delete: the scheduler that could is gone.
 const DATA_SECONDS: u64 = 24 * 60 * 60;
 const CLEAN_UP_SECONDS: u64 = 30 * 60;
 
 /// What is spilled, in the work folder, beside the folders of the jobs.
 const SPILL: &str = "spill";
+
+/// How the names of work folders start, and the file in them that is locked.
+const FOLDER: &str = "pomona-executor-";
+const LOCK: &str = "lock";
 
 #[derive(Debug, Args)]
 pub(crate) struct ExecutorArgs {
@@ -132,7 +142,8 @@ pub(crate) struct ExecutorArgs {
     #[arg(short = 'c', long, value_name = "N")]
     vcores: Option<NonZeroUsize>,
 
-    /// The folder for rows between stages, and for what is spilled [default: a new one, deleted at the end]
+    /// The folder where it makes one of its own, deleted at the end, for rows between stages and for what is
+    /// spilled [default: the system's for temporary files]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
@@ -175,6 +186,12 @@ fn scheduler_address(text: &str) -> Result<(String, u16), String> {
 }
 
 impl ExecutorArgs {
+    /// Takes `--memory` for the limit where there is no other.
+    pub(crate) fn or_memory(mut self, memory: Option<usize>) -> Self {
+        self.memory_pool_size = self.memory_pool_size.or(memory);
+        self
+    }
+
     fn scheduler(&self) -> (String, u16) {
         let (host, port) = self.scheduler.clone().unzip();
         (
@@ -287,46 +304,60 @@ pub(crate) async fn run(args: ExecutorArgs, models_dir: Option<String>, say: &dy
     worker.until(stop).await
 }
 
-/// The folder of an executor: one folder for the rows of each job, and one for what is spilled.
+/// The folder of an executor: one folder for the rows of each job, and one for what is spilled. It is deleted at
+/// the end, and nothing else of the folder that it is in ever is, but those of executors that were killed.
 pub(crate) struct WorkDir {
-    path: PathBuf,
-    /// Deletes it at the end, where it is ours.
-    _ours: Option<tempfile::TempDir>,
+    folder: tempfile::TempDir,
+    /// Locked for as long as this process lives.
+    _lock: File,
 }
 
 impl WorkDir {
-    /// Makes the folder, or a new one of our own.
-    pub(crate) fn open(path: Option<PathBuf>) -> Result<Self> {
-        let (path, ours) = match path {
-            Some(path) => (path, None),
-            None => {
-                let ours = tempfile::Builder::new().prefix("pomona-executor-").tempdir();
-                let ours = ours.map_err(|e| {
-                    exec_datafusion_err!("cannot make a folder for rows: {e}. --work-dir takes another one")
-                })?;
-                (ours.path().to_owned(), Some(ours))
-            }
-        };
-        let made = Self { path, _ours: ours };
-        std::fs::create_dir_all(made.spill()).map_err(|e| {
-            exec_datafusion_err!("cannot write into the folder {} (--work-dir): {e}", made.path.display())
-        })?;
-        Ok(made)
-    }
-
-    fn spill(&self) -> PathBuf {
-        self.path.join(SPILL)
-    }
-
-    fn text(&self) -> Result<String> {
-        let text = self.path.to_str().map(str::to_owned);
-        text.ok_or_else(|| {
-            config_datafusion_err!(
-                "the name of the folder {} (--work-dir) is no UTF-8",
-                self.path.display()
+    /// Makes it within a folder, which may be made too.
+    pub(crate) fn open(within: Option<PathBuf>) -> Result<Self> {
+        let within = within.unwrap_or_else(env::temp_dir);
+        let made = fs::create_dir_all(&within).and_then(|()| {
+            sweep(&within)?;
+            let folder = tempfile::Builder::new().prefix(FOLDER).tempdir_in(&within)?;
+            let lock = File::create(folder.path().join(LOCK))?;
+            lock.try_lock()?;
+            fs::create_dir(folder.path().join(SPILL))?;
+            Ok(Self { folder, _lock: lock })
+        });
+        made.map_err(|e| {
+            exec_datafusion_err!(
+                "cannot make a folder for rows in {}: {e}. --work-dir takes another one",
+                within.display()
             )
         })
     }
+
+    fn spill(&self) -> PathBuf {
+        self.folder.path().join(SPILL)
+    }
+
+    fn text(&self) -> Result<String> {
+        let text = self.folder.path().to_str().map(str::to_owned);
+        text.ok_or_else(|| {
+            config_datafusion_err!(
+                "the name of the folder {} (--work-dir) is no UTF-8",
+                self.folder.path().display()
+            )
+        })
+    }
+}
+
+/// Deletes the folders of executors that were killed: nobody holds their locks.
+fn sweep(within: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(within)? {
+        let entry = entry?;
+        let folder = entry.path();
+        let is_ours = entry.file_name().to_string_lossy().starts_with(FOLDER);
+        if is_ours && File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            fs::remove_dir_all(folder).ok();
+        }
+    }
+    Ok(())
 }
 
 /// An executor that works.
@@ -436,7 +467,7 @@ impl Worker {
         let address = host_port(&config.scheduler_host, config.scheduler_port);
         let watching = [
             SpawnedTask::spawn(watch(health.clone(), address)),
-            SpawnedTask::spawn(clean_up(work.path.clone(), Arc::clone(&config))),
+            SpawnedTask::spawn(clean_up(work.folder.path().to_owned(), Arc::clone(&config))),
         ];
         Ok(Self {
             id,
@@ -589,7 +620,7 @@ async fn register(
                 status.code() == Code::AlreadyExists,
                 exec_datafusion_err!(
                     "the scheduler at {address} refused executor '{0}': {1}. Another executor of the same --id may still \
-                     be registered there, or it is of another version",
+                     be registered there, it is of another version, or it wants TLS (--tls-ca, --tls-cert, --tls-key)",
                     config.executor_id,
                     status.message()
                 ),
@@ -620,6 +651,8 @@ async fn try_register(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let client = GrpcClientConfig {
         connect_timeout_seconds: ANSWER.as_secs(),
+        // A machine that is gone closes no connection: after half a minute a new one is opened.
+        http2_keepalive_interval_seconds: KEEP_ALIVE.as_secs(),
         ..GrpcClientConfig::default()
     };
     let mut endpoint = create_grpc_client_endpoint(format!("{scheme}://{address}"), Some(&client)).map_err(|e| {
@@ -825,20 +858,24 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_our_own_is_deleted_and_another_is_kept() {
-        let ours = WorkDir::open(None).unwrap();
-        let path = ours.path.clone();
-        assert!(path.join(SPILL).is_dir());
-        drop(ours);
-        assert!(!path.exists());
-
+    fn what_is_in_the_folder_that_is_said_stays() {
         let folder = tempfile::tempdir().unwrap();
         let theirs = folder.path().join("rows");
-        drop(WorkDir::open(Some(theirs.clone())).unwrap());
-        assert!(theirs.exists());
+        fs::create_dir_all(theirs.join("photos")).unwrap();
+        let ours = WorkDir::open(Some(theirs.clone())).unwrap();
+        let path = ours.folder.path().to_owned();
+        assert!(path.starts_with(&theirs) && ours.spill().is_dir());
+        // What a killed executor left goes, and not what one holds that works.
+        let left = theirs.join("pomona-executor-left");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join(LOCK), "").unwrap();
+        let other = WorkDir::open(Some(theirs.clone())).unwrap();
+        assert!(!left.exists() && path.is_dir() && other.spill().is_dir());
+        drop(ours);
+        assert!(theirs.join("photos").is_dir() && !path.exists());
 
         let file = folder.path().join("file");
-        std::fs::write(&file, "").unwrap();
+        fs::write(&file, "").unwrap();
         let error = WorkDir::open(Some(file)).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("--work-dir"), "{error}");
     }

@@ -1,8 +1,8 @@
 //! [`GrantExec`]: what a session was told of a store, on its way to the executors.
 //!
 //! `CREATE EXTERNAL TABLE … OPTIONS ('aws.access_key_id' …)` and COPY make stores of their options, which the
-//! session then has. An executor makes the same from this node, which hands rows on. They are in no text of a
-//! plan.
+//! session then has. An executor makes the same when it reads this node, which hands rows on. They are in no
+//! text of a plan.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Statistics, internal_err};
 use datafusion::error::Result;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::execution_plan::CardinalityEffect;
 use datafusion::physical_plan::{
@@ -26,7 +27,17 @@ pub(crate) struct Grant {
     pub(crate) given: GivenOptions,
 }
 
-/// Makes a store known to the tasks that run it.
+impl Grant {
+    /// Makes the store known.
+    pub(crate) fn register(&self, runtime: &RuntimeEnv) -> Result<()> {
+        if let Some(made) = store_with_options(&self.store, &self.given.0)? {
+            runtime.register_object_store(&self.store, made);
+        }
+        Ok(())
+    }
+}
+
+/// What makes a store known to the tasks that run it.
 #[derive(Debug)]
 pub(crate) struct GrantExec {
     input: Arc<dyn ExecutionPlan>,
@@ -97,10 +108,6 @@ impl ExecutionPlan for GrantExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let Grant { store, given } = &self.grant;
-        if let Some(made) = store_with_options(store, &given.0)? {
-            context.runtime_env().register_object_store(store, made);
-        }
         self.input.execute(partition, context)
     }
 

@@ -55,6 +55,11 @@ pub(crate) struct TlsArgs {
 }
 
 impl TlsArgs {
+    /// Is TLS asked for?
+    pub(crate) fn is_given(&self) -> bool {
+        self.tls_ca.is_some()
+    }
+
     /// The files, where TLS is asked for.
     pub(crate) fn files(self) -> Option<TlsFiles> {
         Some(TlsFiles {
