@@ -776,7 +776,8 @@ async fn a_model_travels_once_with_a_task_and_not_with_every_row() {
     // A model of 25 components of 128 numbers, and its mean: once in the plan of the query.
     let model = f64::from(26 * 128 * 8);
     assert!(plans[0] > model / 2.0 && plans[1] < 3.0 * model, "{plans:?}");
-    assert!((plans[1] - plans[0]).abs() < 0.1 * model, "{plans:?}");
+    // With fifty times the rows; parts of files have their ranges.
+    assert!((plans[1] - plans[0]).abs() < 0.25 * model, "{plans:?}");
 }
 
 // ── Models ──────────────────────────────────────────────────────────────────────────────────────────
@@ -1120,10 +1121,11 @@ fn secrets_of_options_reach_executors_and_nobody_else() {
     assert_no_secret("a plan", &found);
     assert!(found.ends_with(&format!("n\n64\nwidth\n{}\n", 64 * 8)), "{found}");
 
-    // And of what fails: a bucket that is not there, a GET that is denied.
-    let missing = create.replace("s3://results/", "s3://resluts/");
-    let error = soon(cluster.client().args(["-c", &missing]));
-    check(&error, &["executor 'executor-", "s3://resluts"]);
+    // And of what fails: a PUT and a GET that are denied.
+    server.fail("refused.parquet", Fault::Deny);
+    let refused = create.replace("widths.parquet", "refused.parquet");
+    let error = soon(cluster.client().args(["-c", &refused]));
+    check(&error, &["executor 'executor-", "s3://results/refused.parquet"]);
     assert_no_secret("an error", &error);
     server.fail("Training/Kiwi/02.png", Fault::Deny);
     let error = soon(cluster.client().args(["-c", &create]));

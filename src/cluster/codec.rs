@@ -12,7 +12,9 @@ use std::sync::{Arc, LazyLock};
 use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use bytes::BufMut;
+use datafusion::catalog::memory::DataSourceExec;
 use datafusion::common::{exec_err, internal_datafusion_err, plan_datafusion_err, plan_err};
+use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
 use datafusion::functions_nested::all_default_nested_functions;
@@ -120,6 +122,22 @@ impl PomonaPhysicalCodec {
         )
     }
 
+    /// One of `ours`, with the version that wrote it. A function comes without one where it is none of ours,
+    /// and here where the registry has none of its name.
+    fn function<F>(&self, ours: &HashMap<String, Arc<F>>, name: &str, planned_by: &[u8]) -> Result<Arc<F>> {
+        if !planned_by.is_empty() {
+            self.check(&String::from_utf8_lossy(planned_by))?;
+            if let Some(function) = ours.get(name) {
+                return Ok(Arc::clone(function));
+            }
+        }
+        plan_err!(
+            "{} has no function {name}, which the client has of its own: run the query without --cluster, or give the \
+             function to the scheduler and the executors",
+            self.node
+        )
+    }
+
     fn read(
         &self,
         message: &[u8],
@@ -140,8 +158,10 @@ impl PomonaPhysicalCodec {
                 let given = GivenOptions(given);
                 let grant = Grant { store, given };
                 grant.register(&ctx.runtime_env())?;
-                // A scan of Parquet files takes its store when it is read, and inputs are read first.
-                let input = match input.children().is_empty() {
+                // A scan of Parquet files takes its store when it is read, and inputs are read first. (A
+                // listing takes none, and may be of a million rows.)
+                let source = input.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
+                let input = match source.is_some_and(|source| source.is::<FileScanConfig>()) {
                     true => PhysicalPlanNode::try_from_physical_plan(input, self)?.try_into_physical_plan(ctx, self)?,
                     false => input,
                 };
@@ -204,11 +224,7 @@ impl PhysicalExtensionCodec for PomonaPhysicalCodec {
     }
 
     fn try_decode_udf(&self, name: &str, buf: &[u8]) -> Result<Arc<ScalarUDF>> {
-        self.check(&String::from_utf8_lossy(buf))?;
-        match SCALARS.get(name) {
-            Some(function) => Ok(Arc::clone(function)),
-            None => plan_err!("{} has no function {name}", self.node),
-        }
+        self.function(&SCALARS, name, buf)
     }
 
     fn try_encode_udf(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<()> {
@@ -219,11 +235,7 @@ impl PhysicalExtensionCodec for PomonaPhysicalCodec {
     }
 
     fn try_decode_udaf(&self, name: &str, buf: &[u8]) -> Result<Arc<AggregateUDF>> {
-        self.check(&String::from_utf8_lossy(buf))?;
-        match AGGREGATES.get(name) {
-            Some(function) => Ok(Arc::clone(function)),
-            None => plan_err!("{} has no aggregate function {name}", self.node),
-        }
+        self.function(&AGGREGATES, name, buf)
     }
 
     fn try_encode_udaf(&self, node: &AggregateUDF, buf: &mut Vec<u8>) -> Result<()> {
@@ -271,16 +283,18 @@ impl AsExecutionPlan for TaskPlan {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use arrow::array::{ArrayRef, FixedSizeListArray, Float64Array, RecordBatch, StructArray};
+    use arrow::array::{Array, ArrayRef, FixedSizeListArray, Float64Array, RecordBatch, StructArray};
     use arrow::datatypes::{DataType, Field};
-    use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
+    use datafusion::catalog::memory::MemorySourceConfig;
     use datafusion::config::ConfigOptions;
+    use datafusion::logical_expr::{ident, lit};
     use datafusion::physical_expr::ScalarFunctionExpr;
     use datafusion::physical_expr::expressions::{Literal, col};
-    use datafusion::physical_plan::displayable;
     use datafusion::physical_plan::projection::ProjectionExec;
+    use datafusion::physical_plan::{collect, displayable};
     use datafusion::prelude::SessionContext;
     use datafusion::scalar::ScalarValue;
+    use datafusion_proto::physical_plan::DefaultPhysicalProtoConverter;
 
     use super::*;
 
@@ -329,22 +343,48 @@ mod tests {
         let config = Arc::new(ConfigOptions::new());
         let vector = col("v", &rows().schema()).unwrap();
         let model = StructArray::from(vec![(
-            Arc::new(Field::new("mean", vectors().value_type(), true)),
-            Arc::new(Float64Array::from(vec![0.1])) as ArrayRef,
+            Arc::new(Field::new("mean", vectors().data_type().clone(), true)),
+            Arc::new(vectors()) as ArrayRef,
         )]);
         let model = ScalarValue::Struct(Arc::new(model));
-        let norm = SCALARS
-            .get("l2_normalize")
-            .or_else(|| SCALARS.get("standardize"))
-            .unwrap();
+        let standardize = SCALARS.get("standardize").unwrap();
         let returns = Arc::new(Field::new("x", rows().schema().field(0).data_type().clone(), true));
-        let args = vec![vector, Arc::new(Literal::new(model)) as _];
-        let call = ScalarFunctionExpr::new(norm.name(), Arc::clone(norm), args, returns, config);
+        let args = vec![vector, Arc::new(Literal::new(model.clone())) as _];
+        let call = ScalarFunctionExpr::new(standardize.name(), Arc::clone(standardize), args, returns, config);
         let plan: Arc<dyn ExecutionPlan> =
             Arc::new(ProjectionExec::try_new([(Arc::new(call) as _, "x".to_owned())], rows()).unwrap());
         let came = there_and_back(&plan);
         let shown = |plan: &Arc<dyn ExecutionPlan>| displayable(plan.as_ref()).indent(true).to_string();
         assert_eq!(shown(&came), shown(&plan));
+        let call = &came.downcast_ref::<ProjectionExec>().unwrap().expr()[0].expr;
+        let args = call.downcast_ref::<ScalarFunctionExpr>().unwrap().args();
+        assert_eq!(args[1].downcast_ref::<Literal>().unwrap().value(), &model);
+    }
+
+    #[tokio::test]
+    async fn what_arrives_computes_the_same() {
+        async fn here_and_there(context: &SessionContext, plan: Arc<dyn ExecutionPlan>) -> Vec<Vec<ArrayRef>> {
+            let came = there_and_back(&plan);
+            let here = collect(plan, context.task_ctx()).await.unwrap();
+            let there = collect(came, context.task_ctx()).await.unwrap();
+            let columns = |batches: Vec<RecordBatch>| batches.iter().flat_map(|b| b.columns().to_vec()).collect();
+            vec![columns(here), columns(there)]
+        }
+
+        let mut context = SessionContext::new();
+        pomona_udfs::register_all(&mut context).unwrap();
+        let vectors = "(VALUES ([1.0, 10.0]), ([2.0, -5e-300]), ([3.0, 0.1])) AS t(v)";
+        let fit = format!("SELECT standardize_fit(v) FROM {vectors}");
+        let plan = context.sql(&fit).await.unwrap().create_physical_plan().await.unwrap();
+        let models = here_and_there(&context, plan).await;
+        assert_eq!((models[0].len(), &models[0]), (1, &models[1]));
+
+        let model = ScalarValue::try_from_array(&models[0][0], 0).unwrap();
+        let call = SCALARS.get("standardize").unwrap().call(vec![ident("v"), lit(model)]);
+        let table = context.sql(&format!("SELECT v FROM {vectors}")).await.unwrap();
+        let plan = table.select([call]).unwrap().create_physical_plan().await.unwrap();
+        let rows = here_and_there(&context, plan).await;
+        assert_eq!((rows[0].is_empty(), &rows[0]), (false, &rows[1]));
     }
 
     #[test]
@@ -358,16 +398,28 @@ mod tests {
         for part in ["executor 'a'", VERSION, "9.9.9", "same version"] {
             assert!(error.contains(part), "{error}");
         }
-        codec
-            .try_decode_udf("no_such_function", VERSION.as_bytes())
-            .unwrap_err();
+        let function = AGGREGATES.keys().next().unwrap();
+        let error = codec.try_decode_udaf(function, b"9.9.9").unwrap_err().to_string();
+        assert!(error.contains("same version"), "{error}");
+        // As functions of a client's own come, by their names alone.
+        for version in [VERSION.as_bytes(), b""] {
+            let error = codec.try_decode_udf("my_function", version).unwrap_err().to_string();
+            assert!(error.contains("executor 'a' has no function my_function"), "{error}");
+        }
 
         let context = SessionContext::new().task_ctx();
+        let converter = DefaultPhysicalProtoConverter {};
+        for foreign in [b"".as_slice(), b"foreign", MAGIC, b"\xffpomona\xff\xff"] {
+            codec.try_decode(foreign, &[rows()], &context, &converter).unwrap_err();
+        }
         let mut other = NodeWire {
             version: "9.9.9".to_owned(),
             node: None,
         };
-        let error = codec.read(&other.encode_to_vec(), &[rows()], &context).unwrap_err().to_string();
+        let error = codec
+            .read(&other.encode_to_vec(), &[rows()], &context)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("9.9.9"), "{error}");
         other.version = VERSION.to_owned();
         codec.read(&other.encode_to_vec(), &[rows()], &context).unwrap_err();
@@ -375,7 +427,9 @@ mod tests {
         let message = other.encode_to_vec();
         codec.read(&message, &[rows()], &context).unwrap();
         codec.read(&message, &[], &context).unwrap_err();
-        codec.read(&message[..message.len() - 3], &[rows()], &context).unwrap_err();
+        codec
+            .read(&message[..message.len() - 3], &[rows()], &context)
+            .unwrap_err();
     }
 
     #[test]

@@ -96,6 +96,9 @@ const SPILL: &str = "spill";
 const FOLDER: &str = "pomona-executor-";
 const LOCK: &str = "lock";
 
+/// A work folder is locked within it.
+const NEW: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Args)]
 pub(crate) struct ExecutorArgs {
     /// The address of the scheduler
@@ -347,13 +350,21 @@ impl WorkDir {
     }
 }
 
-/// Deletes the folders of executors that were killed: nobody holds their locks.
+/// Deletes the folders of executors that were killed: nobody holds their locks. What is new may be about to be
+/// locked.
 fn sweep(within: &Path) -> io::Result<()> {
     for entry in fs::read_dir(within)? {
         let entry = entry?;
         let folder = entry.path();
-        let is_ours = entry.file_name().to_string_lossy().starts_with(FOLDER);
-        if is_ours && File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok()) {
+        if !entry.file_name().to_string_lossy().starts_with(FOLDER) {
+            continue;
+        }
+        let is_left = File::open(folder.join(LOCK)).is_ok_and(|lock| {
+            let made = lock.metadata().and_then(|metadata| metadata.modified());
+            let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NEW));
+            is_old && lock.try_lock().is_ok()
+        });
+        if is_left {
             fs::remove_dir_all(folder).ok();
         }
     }
@@ -868,7 +879,16 @@ mod tests {
         // What a killed executor left goes, and not what one holds that works.
         let left = theirs.join("pomona-executor-left");
         fs::create_dir_all(&left).unwrap();
-        fs::write(left.join(LOCK), "").unwrap();
+        let old = |folder: &Path| {
+            let lock = File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(folder.join(LOCK));
+            lock.unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        };
+        old(&left);
+        old(&path);
         let other = WorkDir::open(Some(theirs.clone())).unwrap();
         assert!(!left.exists() && path.is_dir() && other.spill().is_dir());
         drop(ours);

@@ -81,11 +81,19 @@ pub(crate) fn client_config(mut config: SessionConfig) -> SessionConfig {
     if options.execution.target_partitions == ConfigOptions::new().execution.target_partitions {
         options.execution.target_partitions = options.execution.target_partitions.max(TARGET_PARTITIONS);
     }
-    // Rows that are dealt out by turns, and filters that one part of a plan finds for another, stay in one
-    // process; Ballista takes the first out of a plan and waits for the second for ever.
-    options.optimizer.enable_round_robin_repartition = false;
-    options.optimizer.enable_dynamic_filter_pushdown = false;
+    plan_apart(options);
     with_ballista(config).with_extension(Arc::new(TaskSize))
+}
+
+/// Rows that are dealt out by turns, and filters that one part of a plan finds for another, stay in one
+/// process. Ballista takes the first out of a plan, and never ends with the second.
+pub(crate) fn plan_apart(options: &mut ConfigOptions) {
+    let optimizer = &mut options.optimizer;
+    optimizer.enable_round_robin_repartition = false;
+    optimizer.enable_dynamic_filter_pushdown = false;
+    optimizer.enable_join_dynamic_filter_pushdown = false;
+    optimizer.enable_topk_dynamic_filter_pushdown = false;
+    optimizer.enable_aggregate_dynamic_filter_pushdown = false;
 }
 
 /// Queries go to `cluster`. NOT IN becomes joins that executors can run apart.

@@ -33,7 +33,7 @@ use prost::Message;
 
 use super::client::{Cluster, Job, settings};
 use super::codec::physical_codec;
-use super::{MESSAGE_BYTES, prepare};
+use super::{MESSAGE_BYTES, plan_apart, prepare};
 
 /// Plans queries for a cluster.
 #[derive(Debug)]
@@ -137,15 +137,17 @@ struct ClusterExec {
 
 impl ClusterExec {
     fn try_new(cluster: &Arc<Cluster>, query: LogicalPlan, session: &dyn Session, analyze: bool) -> Result<Self> {
-        let session = session
-            .as_any()
-            .downcast_ref::<SessionState>()
-            .ok_or_else(|| internal_datafusion_err!("a session with a cluster is a SessionState"))?;
+        let session = session.as_any().downcast_ref::<SessionState>();
+        let mut session = session
+            .ok_or_else(|| internal_datafusion_err!("a session with a cluster is a SessionState"))?
+            .clone();
+        // Whatever was SET.
+        plan_apart(session.config_mut().options_mut());
         let properties = single_partition(Arc::new(query.schema().as_arrow().clone()));
         Ok(Self {
             cluster: Arc::clone(cluster),
             query,
-            session: session.clone(),
+            session,
             analyze,
             stages: Arc::default(),
             properties,

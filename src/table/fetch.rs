@@ -153,7 +153,7 @@ impl FetchExec {
         store: Option<Arc<dyn ObjectStore>>,
         limit: Option<usize>,
     ) -> Self {
-        let properties = Arc::new(properties(&input, &spec.schema));
+        let properties = Arc::new(properties(&input, &spec));
         Self {
             input,
             spec: Arc::new(spec),
@@ -188,23 +188,26 @@ pub(crate) fn by_path(path: usize) -> PhysicalSortExpr {
     PhysicalSortExpr::new(Arc::new(Column::new("path", path)), options)
 }
 
-fn properties(input: &Arc<dyn ExecutionPlan>, schema: &SchemaRef) -> PlanProperties {
-    let is_sorted = input.schema().index_of("path").is_ok_and(|path| {
-        input
-            .output_ordering()
-            .is_some_and(|ordering| *ordering.first() == by_path(path))
-    });
-    let ordering = schema
-        .index_of("path")
-        .ok()
-        .filter(|_| is_sorted)
-        .and_then(|path| LexOrdering::new([by_path(path)]));
+fn properties(input: &Arc<dyn ExecutionPlan>, spec: &FetchSpec) -> PlanProperties {
+    let orderings = input.equivalence_properties().oeq_class().iter();
+    let orderings = orderings.filter_map(|ordering| LexOrdering::new(returned(ordering, spec)));
     PlanProperties::new(
-        EquivalenceProperties::new_with_orderings(Arc::clone(schema), ordering),
+        EquivalenceProperties::new_with_orderings(Arc::clone(&spec.schema), orderings.collect::<Vec<_>>()),
         Partitioning::UnknownPartitioning(input.output_partitioning().partition_count()),
         EmissionType::Incremental,
         input.boundedness(),
     )
+}
+
+/// How rows are sorted after the node that were sorted so before it: up to a column that it does not return.
+fn returned(ordering: &LexOrdering, spec: &FetchSpec) -> Vec<PhysicalSortExpr> {
+    let sorts = ordering.iter().map_while(|sort| {
+        let listed = sort.expr.downcast_ref::<Column>()?;
+        let index = spec.columns.iter().position(|column| *column == Some(listed.index()))?;
+        let column = Column::new(spec.schema.fields().get(index)?.name(), index);
+        Some(PhysicalSortExpr::new(Arc::new(column), sort.options))
+    });
+    sorts.collect()
 }
 
 impl DisplayAs for FetchExec {
@@ -269,7 +272,7 @@ impl ExecutionPlan for FetchExec {
         };
         let properties = match options.children_properties {
             ChildrenPropertiesMode::Keep => Arc::clone(&self.properties),
-            ChildrenPropertiesMode::Recompute => Arc::new(properties(&input, &self.spec.schema)),
+            ChildrenPropertiesMode::Recompute => Arc::new(properties(&input, &self.spec)),
         };
         Ok(Arc::new(self.with(input, self.limit, properties)))
     }
@@ -822,6 +825,7 @@ mod tests {
             pruned: 0,
             to_fetch: listed.len(),
             bytes: 0,
+            given: GivenOptions::default(),
         };
         let store: Arc<dyn ObjectStore> = Arc::new(store);
         (FetchExec::new(input, spec, Some(Arc::clone(&store)), limit), store)

@@ -338,6 +338,8 @@ mod tests {
     use tract_onnx::pb::tensor_proto::DataLocation;
 
     use super::super::networks::onnx;
+    use tract_onnx::prelude::Framework;
+
     use super::*;
 
     #[test]
