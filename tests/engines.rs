@@ -136,13 +136,13 @@ fn a_library_that_cannot_be_used_is_named_with_the_cause() {
     cases.extend(library_of_version(folder.path(), "1.9.0").map(|library| (library, "got '1.9.0'")));
     let sql = format!("SELECT count(embed(content, 'resnet-mini')) AS n FROM {SAMPLE}");
     for (library, cause) in cases {
-        let told = failure(with_library(library).args(["-c", "SET pomona.engine = 'onnxruntime'", "-c", &sql]));
+        let told = failure(with_library(&library).args(["-c", "SET pomona.engine = 'onnxruntime'", "-c", &sql]));
         for part in [&library.display().to_string(), cause, "1.17", "pip install onnxruntime"] {
             assert!(told.contains(part), "{}: no '{part}' in: {told}", library.display());
         }
 
         // By itself it goes on with the other engine, and says so once.
-        let output = with_library(library).args(["-c", &sql, "-c", &sql]).output().unwrap();
+        let output = with_library(&library).args(["-c", &sql, "-c", &sql]).output().unwrap();
         assert!(output.status.success());
         let notes = String::from_utf8(output.stderr).unwrap();
         assert_eq!(notes.matches("networks run on tract").count(), 1, "{notes}");

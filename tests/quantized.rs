@@ -61,7 +61,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
 
 #[tokio::test]
 async fn onnxruntime_embeds_with_both_forms_of_quantized_networks() {
-    if !common::onnxruntime().is_some() {
+    if common::onnxruntime().is_none() {
         return;
     }
     let session = session("onnxruntime").await;

@@ -13,6 +13,7 @@ use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use bytes::BufMut;
 use datafusion::catalog::memory::DataSourceExec;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{exec_err, internal_datafusion_err, plan_datafusion_err, plan_err};
 use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::error::{DataFusionError, Result};
@@ -160,8 +161,11 @@ impl PomonaPhysicalCodec {
                 grant.register(&ctx.runtime_env())?;
                 // A scan of Parquet files takes its store when it is read, and inputs are read first. (A
                 // listing takes none, and may be of a million rows.)
-                let source = input.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
-                let input = match source.is_some_and(|source| source.is::<FileScanConfig>()) {
+                let is_scan = |node: &Arc<dyn ExecutionPlan>| {
+                    let source = node.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
+                    Ok(source.is_some_and(|source| source.is::<FileScanConfig>()))
+                };
+                let input = match input.exists(is_scan)? {
                     true => PhysicalPlanNode::try_from_physical_plan(input, self)?.try_into_physical_plan(ctx, self)?,
                     false => input,
                 };

@@ -1,6 +1,7 @@
 //! Runs a task on an executor: its sinks write all or nothing, and its errors say where they come from.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -133,15 +134,22 @@ fn unwrapped(error: &DataFusionError) -> &DataFusionError {
 /// Does the scheduler try again? It tells by the types: I/O that failed, and rows that could not be fetched
 /// from another executor.
 fn is_recoverable(error: &DataFusionError) -> bool {
-    match error.find_root() {
-        DataFusionError::IoError(_) => true,
-        DataFusionError::External(inner) => match inner.downcast_ref() {
-            Some(BallistaError::DataFusionError(inner)) => is_recoverable(inner),
-            other => other.is_some(),
-        },
-        _ => false,
+    if matches!(error.find_root(), DataFusionError::IoError(_)) {
+        return true;
     }
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        match error.downcast_ref() {
+            Some(BallistaError::DataFusionError(inner)) => return is_recoverable(inner),
+            Some(_) => return true,
+            None => next = error.source(),
+        }
+    }
+    false
 }
+
+/// A connection, and since when nobody uses it.
+type Idle = (BallistaClient, Instant);
 
 /// Where a connection goes, and how it is made.
 type Target = (String, u16, GrpcClientConfig);
@@ -149,7 +157,7 @@ type Target = (String, u16, GrpcClientConfig);
 /// Connections to other executors, kept for the next task: a shuffle makes one for each pair of its tasks,
 /// and a machine has 28,000 ports. (Ballista has the same, but does not lend it.)
 #[derive(Clone, Default)]
-struct Connections(Arc<Mutex<HashMap<Target, Vec<(BallistaClient, Instant)>>>>);
+struct Connections(Arc<Mutex<HashMap<Target, Vec<Idle>>>>);
 
 impl fmt::Debug for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

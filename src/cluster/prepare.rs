@@ -10,6 +10,7 @@
 //!    written here.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
@@ -70,11 +71,11 @@ pub(super) async fn with_values(
         })
     })?;
     for subquery in subqueries {
-        if !values.contains_key(&subquery) {
-            let query = subquery.as_ref().clone();
+        if let Entry::Vacant(unknown) = values.entry(subquery) {
+            let query = unknown.key().as_ref().clone();
             let run = planner::run(remote.clone(), session.clone(), query, Arc::clone(context));
-            let value = value(&subquery, run).await?;
-            values.insert(subquery, value);
+            let value = value(unknown.key(), run).await?;
+            unknown.insert(value);
         }
     }
     if values.is_empty() {

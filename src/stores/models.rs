@@ -581,14 +581,14 @@ mod tests {
         assert_eq!(fs::read(copy.join(MODEL_FILE)).unwrap(), network);
         assert_eq!(hash(&copy), registry::hash_of("vgg", &copy).unwrap());
         assert_eq!(process.fetch(URL, "vgg", None).unwrap().unwrap(), copy);
-        assert_eq!(world.copies("vgg"), [copy.clone()]);
+        assert_eq!(world.copies("vgg"), std::slice::from_ref(&copy));
 
         // The same bytes again: only what the store says of them is new.
         let noted = fs::read(copy.join(VERSION_FILE)).unwrap();
         world.add("vgg", &network);
         assert_eq!(process.fetch(URL, "vgg", None).unwrap().unwrap(), copy);
         assert_ne!(fs::read(copy.join(VERSION_FILE)).unwrap(), noted);
-        assert_eq!(world.copies("vgg"), [copy.clone()]);
+        assert_eq!(world.copies("vgg"), std::slice::from_ref(&copy));
 
         // Other bytes: another copy, for those too who want what was there.
         world.add("vgg", b"other");
