@@ -297,7 +297,7 @@ pub(crate) async fn run(args: ExecutorArgs, models_dir: Option<String>, say: &dy
         worker = Worker::start(config, rows, control, &work, tls.as_ref(), patience) => worker?,
         () = &mut stop => return Ok(()),
     };
-    let _probes = SpawnedTask::spawn(health::serve(probes.0, worker.ready()));
+    let _probes = SpawnedTask::spawn(health::serve(probes.0, health::routes(worker.ready())));
     say(&format!(
         "pomona executor '{id}' listens on {address} (health: {probes_address}), scheduler {scheduler}"
     ));

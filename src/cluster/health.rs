@@ -34,9 +34,9 @@ pub(crate) fn routes(ready: Ready) -> Router {
         .route("/readyz", get(readyz))
 }
 
-/// Serves [`routes`] for ever.
-pub(crate) async fn serve(listener: TcpListener, ready: Ready) {
-    if let Err(error) = axum::serve(listener, routes(ready)).await {
+/// Serves `routes` for ever.
+pub(crate) async fn serve(listener: TcpListener, routes: Router) {
+    if let Err(error) = axum::serve(listener, routes).await {
         log::error!("health is no longer served: {error}");
     }
 }

@@ -7,13 +7,15 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use axum::routing::get;
 use ballista_core::config::TaskSchedulingPolicy;
 use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
 use ballista_core::utils::get_time_before;
@@ -234,7 +236,7 @@ pub(crate) async fn run(args: SchedulerArgs, say: &dyn Fn(&str)) -> Result<()> {
     let mut told = format!("pomona scheduler listens on {address}");
     let _health = health.map(|(listener, address)| {
         told.push_str(&format!(" (health: {address})"));
-        SpawnedTask::spawn(health::serve(listener, server.gate.ready()))
+        SpawnedTask::spawn(health::serve(listener, server.gate.routes()))
     });
     say(&told);
     if let Some(warning) = health::exposure(address, tls.is_some()) {
@@ -281,10 +283,11 @@ impl Serving {
             wait,
             address: address.clone(),
             ending: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
         });
         let routes = Routes::new(service)
             .into_axum_router()
-            .merge(health::routes(gate.ready()))
+            .merge(gate.routes())
             .layer(middleware::from_fn_with_state(Arc::clone(&gate), admit));
         // Liveness is asked for over HTTP/1.
         let mut server = Server::builder().accept_http1(true);
@@ -359,9 +362,47 @@ struct Gate {
     wait: Duration,
     address: String,
     ending: AtomicBool,
+    /// Queries that wait for a first executor.
+    waiting: AtomicUsize,
+}
+
+/// A query that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Gate {
+    /// Health, and `/tasks`, which tells an autoscaler how much there is to do.
+    fn routes(self: &Arc<Self>) -> Router {
+        let gate = Arc::clone(self);
+        let tasks = move || {
+            let gate = Arc::clone(&gate);
+            async move { format!("{{\"tasks\":{}}}\n", gate.tasks().await) }
+        };
+        health::routes(self.ready()).route("/tasks", get(tasks))
+    }
+
+    /// The tasks that run or could, and one for each query that waits for a first executor.
+    async fn tasks(&self) -> usize {
+        let mut tasks = self.waiting.load(Ordering::Acquire);
+        for job in self.scheduler.state.task_manager.get_running_job_cache().values() {
+            let graph = job.execution_graph.read().await;
+            tasks += graph.available_tasks() + graph.running_tasks().len();
+        }
+        tasks
+    }
+
     fn ready(self: &Arc<Self>) -> Ready {
         let gate = Arc::clone(self);
         Arc::new(move || {
@@ -378,6 +419,7 @@ impl Gate {
     /// Without an executor a query would wait for ever.
     async fn open(&self) -> Result<(), Status> {
         let deadline = Instant::now() + self.wait;
+        let _waiting = Waiting::new(&self.waiting);
         loop {
             if self.ending.load(Ordering::Acquire) {
                 return Err(Status::unavailable(
