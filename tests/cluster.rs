@@ -409,7 +409,10 @@ fn an_executor_that_comes_late_gets_tasks_of_a_running_query() {
     assert_eq!(server.gets_of("executor-1"), 0);
     // What an autoscaler asks for: the tasks that run, and those that wait.
     let told = cluster::http_get(&cluster.scheduler_address(), "/tasks");
-    assert_eq!(told.map(|(_, body)| body.trim().to_owned()).as_deref(), Some("{\"tasks\":8}"));
+    assert_eq!(
+        told.map(|(_, body)| body.trim().to_owned()).as_deref(),
+        Some("{\"tasks\":8}")
+    );
     cluster.add();
     begin_together(&server, 2);
     assert_eq!(query.finish().success(), widths(&server));
