@@ -124,7 +124,7 @@ mod tests {
     async fn an_unready_role_is_alive() {
         let (listener, address) = listen("127.0.0.1", 0, "--bind-port").await.unwrap();
         let ready: Ready = Arc::new(|| Err("no executor".to_owned()));
-        let server = datafusion::common::runtime::SpawnedTask::spawn(serve(listener, ready));
+        let server = datafusion::common::runtime::SpawnedTask::spawn(serve(listener, routes(ready)));
         assert!(status(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         let answer = status(address, "/readyz").await;
         assert!(
