@@ -310,7 +310,7 @@ pub(crate) fn settings(config: &SessionConfig, is_here: bool) -> Vec<KeyValuePai
     entries
         .filter(|entry| match entry.key.as_str() {
             // Of this process.
-            "pomona.memory_limit" => false,
+            "pomona.memory_limit" | "ballista.client.use_tls" => false,
             // Folders of this machine; a URL is everybody's.
             "pomona.models_dir" => is_here || entry.value.as_deref().is_some_and(|dir| dir.contains("://")),
             _ => true,

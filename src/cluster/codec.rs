@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use ballista_core::registry::BallistaFunctionRegistry;
@@ -105,11 +106,19 @@ enum Node {
 }
 
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 struct GrantWire {
     #[prost(string, tag = "1")]
     store: String,
     #[prost(map = "string, string", tag = "2")]
     given: HashMap<String, String>,
+}
+
+/// Without the credentials.
+impl fmt::Debug for GrantWire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrantWire").finish_non_exhaustive()
+    }
 }
 
 impl PomonaPhysicalCodec {

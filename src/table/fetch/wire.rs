@@ -1,6 +1,7 @@
 //! [`FetchExec`] as bytes, for the executors of a cluster.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::Schema;
@@ -19,6 +20,7 @@ const CONTENT: i64 = -1;
 
 /// What a [`FetchExec`] does, as a message. The credentials of a table are part of it.
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 pub(crate) struct FetchWire {
     #[prost(string, tag = "1")]
     store: String,
@@ -40,6 +42,15 @@ pub(crate) struct FetchWire {
     limit: Option<u64>,
     #[prost(map = "string, string", tag = "10")]
     given: HashMap<String, String>,
+}
+
+/// Without the credentials.
+impl fmt::Debug for FetchWire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FetchWire")
+            .field("location", &self.location)
+            .finish_non_exhaustive()
+    }
 }
 
 impl FetchExec {

@@ -274,6 +274,36 @@ mod tests {
     }
 
     #[test]
+    fn a_softmax_between_quantized_values_is_named() {
+        let node = |op_type: &str, input: &str, output: &str| NodeProto {
+            op_type: op_type.to_owned(),
+            name: format!("{op_type}_0"),
+            input: vec![input.to_owned()],
+            output: vec![output.to_owned()],
+            ..NodeProto::default()
+        };
+        let nodes = [
+            node("DequantizeLinear", "image", "logits"),
+            node("Softmax", "logits", "probabilities"),
+            node("QuantizeLinear", "probabilities", "codes"),
+        ];
+        let mut model = model("squeezenet");
+        let graph = model.graph.as_mut().unwrap();
+        // On one side alone it is right.
+        graph.node = nodes[..2].to_vec();
+        check_quantized_softmax(&model).unwrap();
+
+        let graph = model.graph.as_mut().unwrap();
+        graph.node = nodes.to_vec();
+        let error = TractEngine::load(&model, [1, 3, 64, 64]).unwrap_err();
+        assert!(
+            error.cause.contains("wrongly, at the node 'Softmax_0'"),
+            "{}",
+            error.cause
+        );
+    }
+
+    #[test]
     #[expect(clippy::panic, reason = "what tract does")]
     fn a_node_that_panics_is_named() {
         let run = || -> TractResult<()> { panic!("index out of bounds") };
