@@ -30,7 +30,7 @@ use crate::cluster::{self, Cluster, tls::TlsFiles};
 use crate::plan::{HoistNetworks, SharingPlanner, ShowShared};
 use crate::sink::AllOrNothing;
 use crate::stores::{PomonaStores, models};
-use crate::table::{ImageTableFactory, ImagesFunction};
+use crate::table::{ImageTableFactory, ImagesFunction, TellApart};
 
 /// Rows per batch. DataFusion counts rows, not bytes: its 8,192 photos of 5 MB would be 40 GB, and a
 /// decoded one is ten times its file.
@@ -155,6 +155,7 @@ impl SessionBuilder {
             .with_runtime_env(runtime.build_arc()?)
             .with_catalog_list(Arc::new(catalogs))
             .with_table_factory("IMAGES".to_owned(), Arc::new(ImageTableFactory))
+            .with_analyzer_rule(Arc::new(TellApart))
             .with_physical_optimizer_rule(Arc::new(AllOrNothing))
             .with_optimizer_rule(Arc::new(HoistNetworks));
         #[cfg(feature = "cluster")]

@@ -239,10 +239,11 @@ impl Runner {
         };
         if result.is_err() {
             drop(query);
-            // Uploads, and what runs on a cluster.
-            self.give_up(tasks_before).await;
-            if let (Kind::Written { in_folder: true }, Err(Stop::Interrupted)) = (kind, &result) {
-                note("The folder that was written to may hold some of the statement's files.");
+            if let Kind::Written { in_folder } = kind {
+                self.abort_uploads(tasks_before).await;
+                if in_folder && result == Err(Stop::Interrupted) {
+                    note("The folder that was written to may hold some of the statement's files.");
+                }
             }
             if result == Err(Stop::Interrupted) {
                 self.engine = Engine::start().map_err(DataFusionError::from)?;
@@ -334,7 +335,7 @@ impl Runner {
 
     /// Waits until the tasks of a query that was dropped are gone, whose writers give up their uploads, and
     /// until those are cleaned away. A task that computes ends when it next gives up its thread.
-    async fn give_up(&self, tasks_before: usize) {
+    async fn abort_uploads(&self, tasks_before: usize) {
         let gone = async {
             while self.engine.handle.metrics().num_alive_tasks() > tasks_before {
                 tokio::time::sleep(Duration::from_millis(5)).await;

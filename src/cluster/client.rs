@@ -1,8 +1,10 @@
 //! The client's side of a cluster: submits a physical plan, follows its job, fetches its rows.
 
+use std::error::Error as _;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use ballista_core::client::BallistaClient;
@@ -14,12 +16,12 @@ use ballista_core::serde::protobuf::get_job_status_result::FlightProxy;
 use ballista_core::serde::protobuf::job_status::Status;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
 use ballista_core::serde::protobuf::{
-    CancelJobParams, ExecuteQueryParams, GetJobMetricsParams, GetJobStatusResult, KeyValuePair, OperatorMetricsSet,
-    PartitionLocation,
+    CleanJobDataParams, ExecuteQueryParams, GetJobMetricsParams, GetJobStatusParams, GetJobStatusResult, KeyValuePair,
+    OperatorMetricsSet, PartitionLocation,
 };
 use ballista_core::utils::{GrpcClientConfig, create_grpc_client_endpoint};
 use ballista_core::version;
-use datafusion::common::{config_err, exec_datafusion_err, exec_err, internal_datafusion_err};
+use datafusion::common::{config_err, exec_datafusion_err, exec_err, internal_datafusion_err, plan_datafusion_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::metrics::MetricsSet;
@@ -31,12 +33,15 @@ use tonic::transport::Channel;
 use url::Url;
 
 use super::local::LocalCluster;
-use super::tls::{Tls, TlsFiles};
+use super::tls::{Tls, TlsFiles, cause};
 use super::{DEFAULT_PORT, MESSAGE_BYTES};
 use crate::stores;
 
 /// A scheduler that is there answers within it.
-const CONNECT_SECONDS: u64 = 5;
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Between the questions whether the scheduler's machine is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A plan of half a gigabyte takes a while to arrive and to be read.
 const ANSWER_SECONDS: u64 = 300;
@@ -47,6 +52,9 @@ const MOST_SHOWN: usize = 400;
 /// The tries, and the milliseconds between them, to fetch a part of the rows.
 const FETCH_TRIES: u8 = 3;
 const FETCH_WAIT: u64 = 500;
+
+/// How Ballista says that a job waited in vain for another executor.
+const EXECUTORS_LOST: &str = "all executors were lost";
 
 type Scheduler = SchedulerGrpcClient<Channel>;
 
@@ -94,11 +102,21 @@ impl Cluster {
                 local: Some(local),
             });
         }
+        // A host, a port, and nothing else: no user, path or query.
         let parsed = Url::parse(url).ok().filter(|parsed| {
-            parsed.scheme() == "df" && matches!(parsed.path(), "" | "/") && parsed.username().is_empty()
+            parsed.scheme() == "df"
+                && matches!(parsed.path(), "" | "/")
+                && parsed.host_str().is_some_and(|host| {
+                    let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+                    parsed.as_str().trim_end_matches('/') == format!("df://{host}{port}")
+                })
         });
         let Some((host, port)) = parsed.as_ref().and_then(|u| Some((u.host_str()?, u.port()))) else {
-            return config_err!("there is no cluster '{url}': it is df://host:port of a scheduler, or local:N");
+            return config_err!(
+                "there is no cluster '{}': it is df://host:port of a scheduler (port {DEFAULT_PORT} where none is said), \
+                 or local:N",
+                stores::redact(url)
+            );
         };
         Ok(Self {
             host: host.to_owned(),
@@ -118,28 +136,38 @@ impl Cluster {
         self.tls.as_ref().map(Tls::endpoint_override)
     }
 
-    /// A connection to the scheduler.
+    /// A connection to the scheduler, which has answered.
     async fn connect(&self) -> Result<Scheduler> {
         let mut config = GrpcClientConfig::from(&BallistaConfig::default());
-        config.connect_timeout_seconds = CONNECT_SECONDS;
+        config.connect_timeout_seconds = CONNECT.as_secs();
         config.timeout_seconds = ANSWER_SECONDS;
-        let failed = |cause: &dyn fmt::Display| {
-            exec_datafusion_err!(
-                "cannot reach the scheduler at {}:{}: {cause}. Is it running (pomona scheduler), and is the address \
-                 that of --cluster?",
-                self.host,
-                self.port
-            )
-        };
-        let mut endpoint = create_grpc_client_endpoint(format!("http://{}:{}", self.host, self.port), Some(&config))
-            .map_err(|e| failed(&innermost(&e)))?;
+        config.http2_keepalive_interval_seconds = KEEP_ALIVE.as_secs();
+        let url = format!("http://{}:{}", self.host, self.port);
+        let mut endpoint = create_grpc_client_endpoint(url, Some(&config)).map_err(|e| self.unreachable(&cause(&e)))?;
         if let Some(customize) = self.endpoint_override() {
-            endpoint = customize(endpoint).map_err(|e| failed(&e))?;
+            endpoint = customize(endpoint).map_err(|e| self.unreachable(&e.to_string()))?;
         }
-        let channel = endpoint.connect().await.map_err(|e| failed(&innermost(&e)))?;
-        Ok(SchedulerGrpcClient::new(channel)
+        let channel = endpoint.connect().await.map_err(|e| self.unreachable(&cause(&e)))?;
+        let mut scheduler = SchedulerGrpcClient::new(channel)
             .max_encoding_message_size(MESSAGE_BYTES)
-            .max_decoding_message_size(MESSAGE_BYTES))
+            .max_decoding_message_size(MESSAGE_BYTES);
+        // What listens there may be anything: it is asked of a job that it cannot know.
+        let greeting = scheduler.get_job_status(GetJobStatusParams::default());
+        match tokio::time::timeout(CONNECT, greeting).await {
+            Ok(Ok(_)) => Ok(scheduler),
+            Ok(Err(status)) => Err(self.unreachable(&words(&status))),
+            Err(_) => Err(self.unreachable(&format!("it does not answer within {} s", CONNECT.as_secs()))),
+        }
+    }
+
+    fn unreachable(&self, cause: &str) -> DataFusionError {
+        exec_datafusion_err!(
+            "cannot reach the scheduler at {}:{}: {cause}. Is it running (pomona scheduler; port {DEFAULT_PORT} where none \
+             is said), is the address that of --cluster, and do both use TLS or neither (--tls-ca, --tls-cert, \
+             --tls-key), with certificates of one authority?",
+            self.host,
+            self.port
+        )
     }
 
     /// Runs an encoded physical plan, whose rows have this schema.
@@ -172,45 +200,53 @@ impl Cluster {
         )
         .map_err(|cause| exec_datafusion_err!("the scheduler at {}:{}: {cause}", self.host, self.port))?;
 
-        let mut running = Running {
-            cluster: Arc::clone(&self),
-            job: None,
-        };
-        let (parts, proxy) = self.follow(answer.into_inner(), &mut running).await?;
-        let ended = running.job.take();
-        if let (Some(told), Some(id)) = (told, ended) {
-            let metrics = scheduler.get_job_metrics(GetJobMetricsParams { job_id: id }).await;
-            let stages = metrics.map_err(|e| self.lost(&e))?.into_inner().stages;
+        let Ended { job, parts, proxy } = self.follow(answer.into_inner()).await?;
+        if let Some(told) = told {
+            let job_id = job.clone();
+            let metrics = scheduler.get_job_metrics(GetJobMetricsParams { job_id }).await;
+            let stages = metrics.map_err(|e| self.lost(&words(&e)))?.into_inner().stages;
             told(describe(&stages)?);
         }
         let fetched = futures::stream::iter(parts)
             .then(move |part| Arc::clone(&self).fetch(part, proxy.clone()))
             .try_flatten();
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, fetched)))
+        // Executors keep the rows no longer than anybody needs them.
+        let cleaned = futures::stream::once(async move {
+            if let Err(status) = scheduler
+                .clean_job_data(CleanJobDataParams {
+                    job_id: job,
+                    remove_stage_ids: vec![],
+                })
+                .await
+            {
+                log::warn!(
+                    "the rows of the query stay on their executors for now: {}",
+                    words(&status)
+                );
+            }
+        });
+        let rows = fetched.chain(cleaned.filter_map(|()| async { None }));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 
-    /// Waits for the end of a job; where its rows are.
-    async fn follow(
-        &self,
-        mut statuses: Streaming<GetJobStatusResult>,
-        running: &mut Running,
-    ) -> Result<(Vec<PartitionLocation>, Option<FlightProxy>)> {
+    /// Waits for the end of a job. A scheduler cancels the job of a client that stops to wait.
+    async fn follow(&self, mut statuses: Streaming<GetJobStatusResult>) -> Result<Ended> {
         while let Some(news) = statuses.next().await {
-            let GetJobStatusResult { status, flight_proxy } = news.map_err(|e| self.lost(&e))?;
+            let GetJobStatusResult { status, flight_proxy } = news.map_err(|e| self.lost(&words(&e)))?;
             let Some(status) = status else { continue };
-            running.job.get_or_insert(status.job_id);
             match status.status {
-                Some(Status::Successful(job)) => return Ok((job.partition_location, flight_proxy)),
-                Some(Status::Failed(job)) => {
-                    // There is nothing left to cancel.
-                    running.job = None;
-                    return Err(DataFusionError::Execution(told_by_executor(&job.error)));
+                Some(Status::Successful(job)) => {
+                    return Ok(Ended {
+                        job: status.job_id,
+                        parts: job.partition_location,
+                        proxy: flight_proxy,
+                    });
                 }
+                Some(Status::Failed(job)) => return Err(self.failed(&job.error)),
                 Some(Status::Queued(_) | Status::Running(_)) | None => {}
             }
         }
-        running.job = None;
-        Err(self.lost(&"the connection ended before the query"))
+        Err(self.lost("the connection ended before the query"))
     }
 
     /// The rows of one partition, from the executor that holds them.
@@ -235,8 +271,8 @@ impl Cluster {
         let failed = |cause: String| {
             exec_datafusion_err!(
                 "the rows of the query cannot be fetched from executor '{}' ({}:{port}): {cause}. Can this machine reach \
-                 that address (--external-host of the executor), and is the executor still running? Then run the query \
-                 again",
+                 that address (--external-host of the executor), is the executor still running, and has it not deleted \
+                 them meanwhile (--finished-job-data-clean-up-interval-seconds of the scheduler)? Then run the query again",
                 executor.id,
                 executor.host
             )
@@ -273,15 +309,34 @@ impl Cluster {
 
     /// The scheduler did not take the plan.
     fn refused(&self, status: &tonic::Status) -> DataFusionError {
+        if status.message().contains("RecursionLimitReached") {
+            return plan_datafusion_err!(
+                "this query is nested too deeply for a cluster, whose plans have at most 100 levels: write a step of it \
+                 to a table (CREATE TABLE … AS), and go on from that"
+            );
+        }
         exec_datafusion_err!(
             "the scheduler at {}:{} refused the query: {}",
             self.host,
             self.port,
-            told_by_executor(status.message())
+            told_by_executor(&words(status))
         )
     }
 
-    fn lost(&self, cause: &dyn fmt::Display) -> DataFusionError {
+    /// The job failed.
+    fn failed(&self, error: &str) -> DataFusionError {
+        if error.contains(EXECUTORS_LOST) {
+            return exec_datafusion_err!(
+                "the query needs an executor, and the scheduler at {0}:{1} has none left: {error}. Start one (pomona \
+                 executor --scheduler {0}:{1}) and run the query again",
+                self.host,
+                self.port
+            );
+        }
+        DataFusionError::Execution(told_by_executor(error))
+    }
+
+    fn lost(&self, cause: &str) -> DataFusionError {
         exec_datafusion_err!(
             "the scheduler at {}:{} was lost while the query ran ({cause}): what it knew of the query is gone with it. \
              Run the query again when the scheduler is back; executors find it by themselves",
@@ -322,36 +377,23 @@ pub(crate) fn settings(config: &SessionConfig, is_here: bool) -> Vec<KeyValuePai
         .collect()
 }
 
-/// A job that is cancelled when it is dropped before its end.
-struct Running {
-    cluster: Arc<Cluster>,
-    job: Option<String>,
+/// A job that has ended well.
+struct Ended {
+    job: String,
+    /// Where its rows are.
+    parts: Vec<PartitionLocation>,
+    proxy: Option<FlightProxy>,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let Some(job) = self.job.take() else { return };
-        let cluster = Arc::clone(&self.cluster);
-        stores::give_up(async move {
-            let cancelled = async {
-                let mut scheduler = cluster.connect().await?;
-                let cancelled = scheduler.cancel_job(CancelJobParams { job_id: job }).await;
-                cancelled.map_err(|e| cluster.lost(&e))
-            };
-            if let Err(error) = cancelled.await {
-                log::warn!("the query could not be cancelled: {error}");
-            }
-        });
+/// What a status says: of a connection its cause, of a server its message.
+fn words(status: &tonic::Status) -> String {
+    if status.source().is_some() {
+        return cause(status);
     }
-}
-
-/// The cause at the end of a chain: "connection refused", not "transport error".
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+    match status.message() {
+        "" => status.code().description().to_owned(),
+        message => message.to_owned(),
     }
-    error.to_string()
 }
 
 /// What an executor or a codec said, out of what Ballista wraps around it: the debug form of errors in
@@ -438,11 +480,14 @@ mod tests {
             "df://",
             "df://host/path",
             "df://user@host",
+            "df://user:password@host",
+            "df://host:1?x=1",
+            "df://host#x",
             "local:0",
             "local:x",
         ] {
             let error = open(url).unwrap_err().to_string();
-            assert!(error.contains("local:"), "{error}");
+            assert!(error.contains("local:") && !error.contains("password"), "{error}");
         }
     }
 

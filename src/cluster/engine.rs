@@ -115,7 +115,7 @@ impl QueryStageExecutor for Task {
 fn named(node: &str, error: DataFusionError) -> DataFusionError {
     match is_recoverable(&error) {
         true => error,
-        false => DataFusionError::Execution(format!("{node}: {}", unwrapped(&error).message())),
+        false => DataFusionError::Execution(format!("{node}: {}", message(&error))),
     }
 }
 
@@ -131,6 +131,18 @@ fn unwrapped(error: &DataFusionError) -> &DataFusionError {
     }
 }
 
+/// What it says, without the names of the types around it.
+fn message(error: &DataFusionError) -> String {
+    let error = unwrapped(error);
+    match error {
+        DataFusionError::External(inner) => match inner.downcast_ref() {
+            Some(BallistaError::ArrowError(inner)) => inner.to_string(),
+            _ => error.message().into_owned(),
+        },
+        _ => error.message().into_owned(),
+    }
+}
+
 /// Does the scheduler try again? It tells by the types: I/O that failed, and rows that could not be fetched
 /// from another executor.
 fn is_recoverable(error: &DataFusionError) -> bool {
@@ -141,6 +153,8 @@ fn is_recoverable(error: &DataFusionError) -> bool {
     while let Some(error) = next {
         match error.downcast_ref() {
             Some(BallistaError::DataFusionError(inner)) => return is_recoverable(inner),
+            // As Ballista has it.
+            Some(BallistaError::ArrowError(inner)) => next = Some(inner),
             Some(_) => return true,
             None => next = error.source(),
         }
@@ -217,6 +231,7 @@ impl BallistaClientPool for Connections {
 mod tests {
     use std::io;
 
+    use arrow::error::ArrowError;
     use datafusion::common::exec_datafusion_err;
 
     use super::*;
@@ -232,6 +247,16 @@ mod tests {
         assert!(
             text.contains("executor 'a' (h:1): ") && text.contains("decode: it is no image"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn an_error_of_arrow_loses_its_wrapping() {
+        let cast = ArrowError::CastError("Cannot cast string 'x' to value of Int32 type".to_owned());
+        let wrapped = DataFusionError::Shared(Arc::new(BallistaError::ArrowError(cast).into_datafusion()));
+        assert_eq!(
+            named("executor 'a' (h:1)", wrapped).to_string(),
+            "Execution error: executor 'a' (h:1): Cast error: Cannot cast string 'x' to value of Int32 type"
         );
     }
 

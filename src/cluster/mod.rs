@@ -94,6 +94,8 @@ pub(crate) fn plan_apart(options: &mut ConfigOptions) {
     optimizer.enable_join_dynamic_filter_pushdown = false;
     optimizer.enable_topk_dynamic_filter_pushdown = false;
     optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    // Such a join cannot be written down.
+    optimizer.enable_piecewise_merge_join = false;
 }
 
 /// Queries go to `cluster`. NOT IN becomes joins that executors can run apart.

@@ -235,9 +235,16 @@ pub(super) fn run(
     async move {
         let query = prepare::with_values(query, &remote, &session, &context).await?;
         let query = prepare::with_pinned_models(query, &session)?;
+        let lossy = prepare::lossy_window(&query)?;
         let plan = DefaultPhysicalPlanner::default()
             .create_physical_plan(&query, &session)
             .await?;
+        if prepare::stays(&plan)? {
+            return execute_stream(plan, context);
+        }
+        if let Some(refused) = lossy {
+            return Err(refused);
+        }
         let plan = prepare::distribute(plan, &session, &context, remote.cluster.is_here(), |plan| {
             Arc::new(RemoteExec::new(remote.clone(), session.clone(), plan)) as Arc<dyn ExecutionPlan>
         })
@@ -309,7 +316,7 @@ impl ExecutionPlan for RemoteExec {
     fn execute(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let codec = physical_codec("the client");
         let plan = PhysicalPlanNode::try_from_physical_plan(Arc::clone(&self.plan), codec.as_ref())
-            .map_err(prepare::cannot_travel)?
+            .map_err(|e| prepare::cannot_travel(&e))?
             .encode_to_vec();
         let Remote {
             cluster,

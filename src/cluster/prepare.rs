@@ -9,33 +9,37 @@
 //!    the client has, such as those of `information_schema`, travel in the plan. A file of this machine is
 //!    written here.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use datafusion::catalog::TableProvider;
 use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
+use datafusion::common::config::TableParquetOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{JoinType, exec_datafusion_err, exec_err, plan_err};
+use datafusion::common::{JoinType, exec_datafusion_err, exec_err, plan_datafusion_err, plan_err};
 use datafusion::datasource::file_format::csv::CsvSink;
+use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::file_format::json::JsonSink;
 use datafusion::datasource::file_format::parquet::ParquetSink;
-use datafusion::datasource::physical_plan::{FileScanConfig, FileSink};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::{FileScanConfig, FileSink, FileSource, JsonSource, ParquetSource};
 use datafusion::datasource::sink::DataSinkExec;
+use datafusion::datasource::source_as_provider;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::human_readable_size;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::logical_expr::expr::NullTreatment;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
-use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
+use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, replace_children_if_necessary};
 use datafusion::scalar::ScalarValue;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
+use object_store::memory::InMemory;
 use pomona_udfs::embed::registry::{self, ModelSettings};
 use pomona_udfs::embed::{default_model, model_argument};
 use pomona_udfs::settings::PomonaOptions;
@@ -58,7 +62,6 @@ pub(super) async fn with_values(
     session: &SessionState,
     context: &Arc<TaskContext>,
 ) -> Result<LogicalPlan> {
-    let mut values: HashMap<Arc<LogicalPlan>, ScalarValue> = HashMap::new();
     let mut subqueries = vec![];
     plan.apply(|node| {
         node.apply_expressions(|expr| {
@@ -70,23 +73,86 @@ pub(super) async fn with_values(
             })
         })
     })?;
+    let mut values: Vec<(Arc<LogicalPlan>, ScalarValue)> = vec![];
     for subquery in subqueries {
-        if let Entry::Vacant(unknown) = values.entry(subquery) {
-            let query = unknown.key().as_ref().clone();
+        if known(&values, &subquery)?.is_none() {
+            let query = subquery.as_ref().clone();
             let run = planner::run(remote.clone(), session.clone(), query, Arc::clone(context));
-            let value = value(unknown.key(), run).await?;
-            unknown.insert(value);
+            let value = value(&subquery, run).await?;
+            values.push((subquery, value));
         }
     }
     if values.is_empty() {
         return Ok(plan);
     }
     with_expressions(plan, |expr| {
-        Ok(match uncorrelated(&expr).and_then(|subquery| values.get(subquery)) {
+        let value = match uncorrelated(&expr) {
+            Some(subquery) => known(&values, subquery)?,
+            None => None,
+        };
+        Ok(match value {
             Some(value) => Transformed::yes(Expr::Literal(value.clone(), None)),
             None => Transformed::no(expr),
         })
     })
+}
+
+/// The value of a subquery that has run already. Scans are equal that read different tables of the same name,
+/// as two calls of a table function are: their tables must be the same too.
+fn known<'a>(values: &'a [(Arc<LogicalPlan>, ScalarValue)], subquery: &LogicalPlan) -> Result<Option<&'a ScalarValue>> {
+    for (ran, value) in values {
+        if ran.as_ref() == subquery {
+            let (these, those) = (tables(ran)?, tables(subquery)?);
+            if these.len() == those.len() && these.iter().zip(&those).all(|(a, b)| Arc::ptr_eq(a, b)) {
+                return Ok(Some(value));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The tables that a query reads.
+fn tables(query: &LogicalPlan) -> Result<Vec<Arc<dyn TableProvider>>> {
+    let mut tables = vec![];
+    query.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            tables.push(source_as_provider(&scan.source)?);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(tables)
+}
+
+/// Why a query must not go to a cluster whose window functions would lose a part on the way: a plan that is
+/// written down has no place for it.
+pub(super) fn lossy_window(query: &LogicalPlan) -> Result<Option<DataFusionError>> {
+    let mut lost = None;
+    query.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::WindowFunction(window) = expr {
+                    let part = match &window.params {
+                        params if params.filter.is_some() => "FILTER; write CASE WHEN … THEN … END as its argument",
+                        params if params.null_treatment == Some(NullTreatment::IgnoreNulls) => {
+                            "IGNORE NULLS; write what it reads to a table (CREATE TABLE … AS), and run it on that"
+                        }
+                        _ => return Ok(TreeNodeRecursion::Continue),
+                    };
+                    let name = window.fun.name().to_owned();
+                    lost.get_or_insert_with(|| {
+                        plan_datafusion_err!("{name}(…) OVER (…) cannot run on a cluster with {part}")
+                    });
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(lost)
+}
+
+/// Does a plan read no objects, so that it runs here?
+pub(super) fn stays(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    Ok(!plan.exists(|node| Ok(objects(node).is_some()))?)
 }
 
 fn uncorrelated(expr: &Expr) -> Option<&Arc<LogicalPlan>> {
@@ -169,9 +235,6 @@ pub(super) async fn distribute(
     is_here: bool,
     remote: impl Fn(Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    if !plan.exists(|node| Ok(objects(node).is_some()))? {
-        return Ok(plan);
-    }
     let traveller = Traveller {
         context: Arc::clone(context),
         stores: session.config().get_extension::<PomonaStores>(),
@@ -202,14 +265,27 @@ fn url(store: &ObjectStoreUrl) -> Url {
     AsRef::<Url>::as_ref(store).clone()
 }
 
-/// The store that a sink writes files to; `None` where it writes none, or what executors know no sink for.
+/// The store that a sink writes files to; `None` where it writes none, or what executors cannot write: keys to
+/// encrypt Parquet with have no place in a plan that travels.
 fn target(node: &Arc<dyn ExecutionPlan>) -> Option<Url> {
     let sink = node.downcast_ref::<DataSinkExec>()?.sink();
+    if sink
+        .downcast_ref::<ParquetSink>()
+        .is_some_and(|sink| is_encrypted(sink.parquet_options()))
+    {
+        return None;
+    }
     let config = None
         .or_else(|| sink.downcast_ref::<ParquetSink>().map(FileSink::config))
         .or_else(|| sink.downcast_ref::<CsvSink>().map(FileSink::config))
         .or_else(|| sink.downcast_ref::<JsonSink>().map(FileSink::config))?;
     Some(url(&config.object_store_url))
+}
+
+/// Is a file of these options encrypted, or read with keys?
+fn is_encrypted(options: &TableParquetOptions) -> bool {
+    let crypto = &options.crypto;
+    crypto.file_encryption.is_some() || crypto.file_decryption.is_some() || crypto.factory_id.is_some()
 }
 
 /// Prepares plans to travel.
@@ -225,19 +301,21 @@ struct Traveller {
 impl Traveller {
     fn prepare(&self, node: Arc<dyn ExecutionPlan>) -> BoxFuture<'_, Result<Arc<dyn ExecutionPlan>>> {
         async move {
-            self.check_paths(&node)?;
             if node.is::<RecursiveQueryExec>() {
                 return plan_err!(
                     "WITH RECURSIVE cannot run on a cluster, whose executors do not see the rows of the step before: write \
                      what it reads to a table (CREATE TABLE … AS), and run it on that"
                 );
             }
+            check_limits(&node)?;
             if node.children().is_empty() {
-                return match can_travel(&node) {
-                    true => Ok(self.granted(&node, Arc::clone(&node))),
-                    false => self.carried(&node).await,
-                };
+                if !can_travel(&node)? {
+                    return self.carried(&node).await;
+                }
+                self.check_paths(&node)?;
+                return Ok(self.granted(&node, Arc::clone(&node)));
             }
+            self.check_paths(&node)?;
             let mut children = vec![];
             for child in node.children() {
                 let child = self.prepare(Arc::clone(child)).await?;
@@ -319,8 +397,9 @@ impl Traveller {
 /// The files that a node reads, or the locations of an image table.
 fn paths(node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     if let Some(fetch) = node.downcast_ref::<FetchExec>() {
-        let locations = fetch.location().split(' ');
-        return locations
+        return fetch
+            .locations()
+            .iter()
             .map(|url| url.trim_start_matches("file://").to_owned())
             .collect();
     }
@@ -331,12 +410,47 @@ fn paths(node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     files.map(|file| format!("/{}", file.object_meta.location)).collect()
 }
 
-/// Leaves that Ballista can slice.
-fn can_travel(leaf: &Arc<dyn ExecutionPlan>) -> bool {
-    let source = leaf.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
-    source.is_some_and(|source| source.is::<FileScanConfig>() || source.is::<MemorySourceConfig>())
-        || leaf.is::<EmptyExec>()
-        || leaf.is::<PlaceholderRowExec>()
+/// Is it a leaf that Ballista can slice, and of which nothing is lost on the way? Rows that are made up (a count
+/// that statistics know) have no metrics, and Ballista loses the rows of a task beside theirs; it drops the
+/// limit of a table in memory; and how a file is packed has no place in a plan that is written down.
+fn can_travel(leaf: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    let Some(source) = leaf.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source) else {
+        return Ok(false);
+    };
+    if source.is::<MemorySourceConfig>() {
+        return Ok(source.fetch().is_none());
+    }
+    let Some(files) = source.downcast_ref::<FileScanConfig>() else {
+        return Ok(false);
+    };
+    let format = files.file_source();
+    let is_plain = files.file_compression_type == FileCompressionType::UNCOMPRESSED;
+    let is_encrypted = format
+        .downcast_ref::<ParquetSource>()
+        .is_some_and(|parquet| is_encrypted(parquet.table_parquet_options()));
+    Ok(is_plain && !is_encrypted && !is_json_array(files, format)?)
+}
+
+/// Is it JSON that is one array? The format tells nobody, but refuses to read such a file in parts.
+fn is_json_array(files: &FileScanConfig, format: &Arc<dyn FileSource>) -> Result<bool> {
+    if !format.is::<JsonSource>() {
+        return Ok(false);
+    }
+    let store = Arc::new(InMemory::new());
+    let opener = format.with_batch_size(1).create_file_opener(store, files, 0)?;
+    Ok(opener.open(PartitionedFile::new("part", 2).with_range(0, 1)).is_err())
+}
+
+/// Numbers of rows that a plan that is written down cannot hold: it has 32 bits for them.
+fn check_limits(node: &Arc<dyn ExecutionPlan>) -> Result<()> {
+    let skipped = node.downcast_ref::<GlobalLimitExec>().map(GlobalLimitExec::skip);
+    match node.fetch().max(skipped) {
+        Some(rows) if u32::try_from(rows).is_err() => plan_err!(
+            "LIMIT and OFFSET go up to {} on a cluster, and this query has {rows}",
+            u32::MAX
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Does a join return rows of its left side depending on the whole of its right?
@@ -348,8 +462,11 @@ fn emits_left(join: JoinType) -> bool {
 }
 
 /// A plan that cannot be written down for executors.
-pub(super) fn cannot_travel(cause: DataFusionError) -> DataFusionError {
-    cause.context("this query cannot run on a cluster; run it without --cluster, or in parts")
+pub(super) fn cannot_travel(cause: &DataFusionError) -> DataFusionError {
+    let cause = cause.strip_backtrace();
+    // What follows is all of the plan, with the rows that are in it.
+    let cause = cause.split(" Plan: ").next().unwrap_or_default();
+    plan_datafusion_err!("this query cannot run on a cluster; run it without --cluster, or in parts: {cause}")
 }
 
 /// A plan that is larger than a message may be.

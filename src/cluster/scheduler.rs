@@ -6,23 +6,27 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
+use ballista_core::JobId;
 use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::ids::new_instance_id;
+use ballista_core::serde::protobuf::job_status;
 use ballista_core::serde::protobuf::scheduler_grpc_server::SchedulerGrpcServer;
 use ballista_core::utils::get_time_before;
 use ballista_scheduler::cluster::BallistaCluster;
 use ballista_scheduler::config::{SchedulerConfig, TaskDistributionPolicy};
 use ballista_scheduler::scheduler_process::create_scheduler;
-use ballista_scheduler::scheduler_server::SchedulerServer;
+use ballista_scheduler::scheduler_server::{JobIdGenerator, SchedulerServer};
 use clap::Args;
 use datafusion::common::exec_datafusion_err;
 use datafusion::common::runtime::SpawnedTask;
@@ -30,10 +34,13 @@ use datafusion::error::Result;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::SessionConfig;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use http_body_util::BodyExt;
 use pomona_udfs::memory::MemoryBudget;
 use pomona_udfs::settings::PomonaOptions;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task_local;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 use tonic::service::Routes;
@@ -46,11 +53,9 @@ use super::{DEFAULT_PORT, MESSAGE_BYTES, base_config, codec};
 use crate::session;
 use crate::stores::PomonaStores;
 
-/// The calls that bring a query.
-const QUERIES: [&str; 2] = [
-    "/ballista.protobuf.SchedulerGrpc/ExecuteQueryPush",
-    "/ballista.protobuf.SchedulerGrpc/ExecuteQuery",
-];
+/// The calls that bring a query: one whose client follows it, and one whose client asks for it now and then.
+const FOLLOWED: &str = "/ballista.protobuf.SchedulerGrpc/ExecuteQueryPush";
+const SUBMITTED: &str = "/ballista.protobuf.SchedulerGrpc/ExecuteQuery";
 
 /// How often the number of executors, or of jobs, is looked at where somebody waits for it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -68,6 +73,17 @@ const NO_EXECUTORS: u64 = 30;
 
 /// Seconds that a query waits for a first executor.
 const EXECUTOR_WAIT: u64 = 10;
+
+/// Seconds that a client has to read the rows of its query.
+const ROWS_KEPT: u64 = 24 * 60 * 60;
+
+/// Between the questions whether a client's or an executor's machine is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+task_local! {
+    /// The job that a call has made, once it has.
+    static JOB: Arc<OnceLock<JobId>>;
+}
 
 type Scheduler = SchedulerServer<LogicalPlanNode, PhysicalPlanNode>;
 
@@ -122,8 +138,9 @@ pub(crate) struct SchedulerArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     stage_max_failures: u64,
 
-    /// Seconds after which executors delete the rows of a query that ended
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    /// Seconds after which executors delete the rows of a query that ended, whether its client has read them or
+    /// not; a client that has read them all says so, and they are deleted then
+    #[arg(long, value_name = "SECONDS", default_value_t = ROWS_KEPT)]
     finished_job_data_clean_up_interval_seconds: u64,
 
     /// Seconds after which the scheduler forgets a query that ended
@@ -187,6 +204,8 @@ pub fn scheduler_config() -> SchedulerConfig {
         executor_timeout_seconds: EXECUTOR_TIMEOUT,
         expire_dead_executor_interval_seconds: EXPIRY_CHECK,
         no_executors_grace_period_seconds: NO_EXECUTORS,
+        finished_job_data_clean_up_interval_seconds: ROWS_KEPT,
+        job_id_generator: Some(Arc::new(JobIds)),
         grpc_server_max_decoding_message_size: MESSAGE_BYTES as u32,
         grpc_server_max_encoding_message_size: MESSAGE_BYTES as u32,
         grpc_client_max_message_size: MESSAGE_BYTES as u32,
@@ -196,6 +215,18 @@ pub fn scheduler_config() -> SchedulerConfig {
         override_session_builder: Some(Arc::new(state)),
         override_physical_codec: Some(codec::physical_codec("the scheduler")),
         ..SchedulerConfig::default()
+    }
+}
+
+/// Names jobs, and tells the call that brought one its name.
+struct JobIds;
+
+#[async_trait]
+impl JobIdGenerator for JobIds {
+    async fn next_id(&self) -> String {
+        let id = new_instance_id();
+        JOB.try_with(|job| job.set(JobId::from(id.clone())).ok()).ok();
+        id
     }
 }
 
@@ -290,7 +321,9 @@ impl Serving {
             .merge(gate.routes())
             .layer(middleware::from_fn_with_state(Arc::clone(&gate), admit));
         // Liveness is asked for over HTTP/1.
-        let mut server = Server::builder().accept_http1(true);
+        let mut server = Server::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(KEEP_ALIVE));
         if let Some(tls) = tls {
             server = server.tls_config(tls.server()?).map_err(|e| failed(cause(&e)))?;
         }
@@ -440,6 +473,30 @@ impl Gate {
         }
     }
 
+    /// Cancels a job, if it still runs.
+    async fn cancel(&self, job: JobId) {
+        let manager = &self.scheduler.state.task_manager;
+        loop {
+            let status = manager.get_job_status(&job).await.ok().flatten();
+            let status = status.and_then(|status| status.status);
+            if !matches!(
+                status,
+                Some(job_status::Status::Queued(_) | job_status::Status::Running(_))
+            ) {
+                return;
+            }
+            // Before it is there nothing can be cancelled.
+            if manager.get_running_job_cache().contains_key(&job) {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+        log::info!("the client of job {job} has left: it is cancelled");
+        if let Err(error) = self.scheduler.cancel_job(job).await {
+            log::warn!("a job cannot be cancelled: {error}");
+        }
+    }
+
     async fn has_executor(&self) -> bool {
         let state = &self.scheduler.state;
         let alive = Duration::from_secs(get_time_before(state.config.executor_timeout_seconds));
@@ -453,7 +510,9 @@ impl Gate {
 /// Passes a call on, with the address that it came from, where the scheduler looks for that of an executor
 /// that does not know its own.
 async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
-    if QUERIES.contains(&request.uri().path())
+    let path = request.uri().path();
+    let is_followed = path == FOLLOWED;
+    if (is_followed || path == SUBMITTED)
         && let Err(status) = gate.open().await
     {
         return status.into_http::<Body>();
@@ -463,9 +522,41 @@ async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) 
         .get::<TcpConnectInfo>()
         .and_then(|c| c.remote_addr());
     if let Some(peer) = peer {
-        request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
+        // What comes over IPv4 to a socket for both has an address of IPv6 that executors cannot use.
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        request.extensions_mut().insert(ConnectInfo(peer));
     }
-    next.run(request).await
+    if !is_followed {
+        return next.run(request).await;
+    }
+    let attended = Attended {
+        gate,
+        job: Arc::default(),
+    };
+    let response = JOB.scope(Arc::clone(&attended.job), next.run(request)).await;
+    // The client reads the news of its job for as long as it wants its rows.
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _ = &attended;
+            frame
+        }))
+    })
+}
+
+/// A job that somebody waits for. When nobody does any more (Ctrl-C, a process or a machine that is gone), it is
+/// cancelled.
+struct Attended {
+    gate: Arc<Gate>,
+    job: Arc<OnceLock<JobId>>,
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        if let (Some(job), Ok(runtime)) = (self.job.get().cloned(), Handle::try_current()) {
+            let gate = Arc::clone(&self.gate);
+            drop(runtime.spawn(async move { gate.cancel(job).await }));
+        }
+    }
 }
 
 #[cfg(test)]

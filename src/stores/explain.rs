@@ -50,6 +50,8 @@ pub(crate) enum Cause {
     BadKey,
     /// The server cannot do this.
     Unsupported,
+    /// The store was not opened, so that nothing of it can be reached.
+    NotOpened,
     /// Anything else.
     Other,
 }
@@ -121,6 +123,14 @@ pub(super) fn explain(error: Error, operation: Operation, root: &str, path: Opti
     let facts = Facts::of(&error);
     let cause = facts.cause(&error);
     let text = facts.text(cause, &error);
+    let is_about_one = matches!(
+        cause,
+        Cause::NotFound | Cause::BadKey | Cause::Unsupported | Cause::Other
+    );
+    let cause = match operation {
+        Operation::Open if is_about_one => Cause::NotOpened,
+        _ => cause,
+    };
     let scheme = root.split("://").next().unwrap_or_default();
     let shows_credentials = !matches!(cause, Cause::NotFound | Cause::BadKey | Cause::Unsupported);
     let explained = Box::new(StoreError {
@@ -289,7 +299,7 @@ impl Facts {
                     error => error.to_string(),
                 });
             }
-            Cause::Other => "the store refused",
+            Cause::Other | Cause::NotOpened => "the store refused",
         };
         let answer = match (self.status.as_str(), self.code.as_str(), self.message.as_str()) {
             ("", "", _) => self.innermost.clone(),
@@ -333,6 +343,12 @@ fn remedy(cause: Cause, scheme: &str, operation: Operation, credentials: &str, r
         Cause::Unsupported if matches!(scheme, "http" | "https") => {
             "A location on the web must be a WebDAV server, or name one image".to_owned()
         }
+        Cause::NotOpened if s3 => {
+            "Check AWS_REGION and AWS_ENDPOINT_URL in the environment of the process that reads or writes (on a cluster, \
+             each executor), or the options aws.region and aws.endpoint"
+                .to_owned()
+        }
+        Cause::NotOpened => "Check the environment of the process that reads or writes (on a cluster, each executor)".to_owned(),
         Cause::Unsupported | Cause::NotFound | Cause::Other => String::new(),
     }
 }

@@ -33,8 +33,6 @@ use url::{Position, Url};
 
 pub(crate) use self::explain::{Cause, cause_of, into_datafusion, redact};
 use self::lazy::LazyStore;
-#[cfg(feature = "cluster")]
-pub(crate) use self::upload::give_up;
 pub use self::upload::wait_for_aborts;
 use crate::sample::SampleStore;
 

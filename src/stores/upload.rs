@@ -2,7 +2,6 @@
 //!
 //! A multipart upload that is merely dropped stays on S3 and GCS for ever, invisible and paid for.
 
-use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,8 +18,8 @@ use super::lazy::Explainer;
 static ABORTING: Mutex<usize> = Mutex::new(0);
 static ABORTED: Condvar = Condvar::new();
 
-/// Waits until what was given up, uploads and jobs on a cluster, is cleaned away, at most `timeout`; says
-/// whether all is. A program calls it before it ends.
+/// Waits until uploads that were given up are cleaned away, at most `timeout`; says whether all
+/// are. A program calls it before it ends.
 pub fn wait_for_aborts(timeout: Duration) -> bool {
     let mut aborting = ABORTING.lock();
     !ABORTED
@@ -86,29 +85,19 @@ impl MultipartUpload for GuardedUpload {
 
 impl Drop for GuardedUpload {
     fn drop(&mut self) {
-        let Some(mut upload) = self.upload.take() else {
+        let (Some(mut upload), Ok(handle)) = (self.upload.take(), io::handle()) else {
             return;
         };
+        let aborting = Aborting::begin();
         let location = self.location.clone();
-        give_up(async move {
+        // Detached on purpose: it must outlive the query. `wait_for_aborts` waits for it.
+        drop(handle.spawn(async move {
             if let Err(error) = upload.abort().await {
                 log::debug!("the upload of {location} could not be aborted: {error}");
             }
-        });
+            drop(aborting);
+        }));
     }
-}
-
-/// Runs on the I/O runtime what is to be done for something that was given up. It outlives the query;
-/// [`wait_for_aborts`] waits for it.
-pub(crate) fn give_up(work: impl Future<Output = ()> + Send + 'static) {
-    let Ok(handle) = io::handle() else {
-        return;
-    };
-    let aborting = Aborting::begin();
-    drop(handle.spawn(async move {
-        work.await;
-        drop(aborting);
-    }));
 }
 
 /// Counts one abort for as long as it lives.

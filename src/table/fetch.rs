@@ -84,7 +84,7 @@ pub(crate) struct FetchSpec {
     /// The store that the objects are in.
     pub(crate) base: Base,
     /// The table's locations, to be shown.
-    pub(crate) location: String,
+    pub(crate) locations: Vec<String>,
     /// The columns that the node returns.
     pub(crate) schema: SchemaRef,
     /// Where each of them comes from: a column of the listing, or, if `None`, the object.
@@ -213,13 +213,13 @@ fn returned(ordering: &LexOrdering, spec: &FetchSpec) -> Vec<PhysicalSortExpr> {
 impl DisplayAs for FetchExec {
     fn fmt_as(&self, t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let FetchSpec {
-            location,
             listed,
             pruned,
             to_fetch,
             bytes,
             ..
         } = self.spec.as_ref();
+        let location = self.spec.locations.join(" ");
         match t {
             DisplayFormatType::Default | DisplayFormatType::Verbose => {
                 write!(
@@ -469,7 +469,7 @@ impl Reader {
             Err(error) => match cause_of(&error) {
                 (Cause::NotFound, _) => failure(&"it is gone: it was deleted after it was listed"),
                 // Nothing else will be read either, whatever the policy for single objects is.
-                (Cause::Denied | Cause::NoBucket | Cause::WrongRegion | Cause::Unreachable, _) => {
+                (Cause::Denied | Cause::NoBucket | Cause::WrongRegion | Cause::Unreachable | Cause::NotOpened, _) => {
                     Err(into_datafusion(&error))
                 }
                 (_, text) => failure(&text),
@@ -818,7 +818,7 @@ mod tests {
         ]);
         let spec = FetchSpec {
             base: Base::new(ObjectStoreUrl::parse("mem://b").unwrap()),
-            location: "mem://b/x/".into(),
+            locations: vec!["mem://b/x/".to_owned()],
             schema: Arc::new(output),
             columns: vec![None, Some(0)],
             listed: listed.len(),

@@ -7,7 +7,8 @@
 //!
 //! | module | what is in it |
 //! |---|---|
-//! | here | [`ImageTable`], its factory and the table function `images` |
+//! | here | [`ImageTable`] and its factory |
+//! | `function` | the table function `images` |
 //! | `options` | the `images.*` options |
 //! | `location` | locations, object keys and paths |
 //! | `pattern` | path patterns: columns from the path |
@@ -18,6 +19,7 @@
 //! before anything is read, and EXPLAIN tells what a query will cost.
 
 mod fetch;
+mod function;
 mod listing;
 mod location;
 mod options;
@@ -32,7 +34,7 @@ use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
-use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider, TableProviderFactory};
+use datafusion::catalog::{Session, TableProvider, TableProviderFactory};
 use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, internal_datafusion_err, plan_err, project_schema};
 use datafusion::error::Result;
@@ -47,6 +49,8 @@ pub(crate) use self::fetch::FetchExec;
 #[cfg(feature = "cluster")]
 pub(crate) use self::fetch::FetchWire;
 use self::fetch::{FetchSpec, by_path};
+pub use self::function::ImagesFunction;
+pub(crate) use self::function::TellApart;
 use self::listing::{Lister, Listing};
 use self::location::Location;
 pub use self::options::ImagesOptions;
@@ -72,6 +76,8 @@ pub struct ImageTable {
     store: Option<Arc<dyn ObjectStore>>,
     /// The options that it was made of.
     given: GivenOptions,
+    /// The call of `images` that made it.
+    call: Option<String>,
 }
 
 /// What a session of a cluster has among its settings' extensions: its scans make tasks of
@@ -101,6 +107,7 @@ impl ImageTable {
             schema,
             store,
             given: GivenOptions::default(),
+            call: None,
         })
     }
 
@@ -266,11 +273,10 @@ fn plan(
     let ordering = ordering.and_then(|path| LexOrdering::new([by_path(path)]));
     let source = MemorySourceConfig::try_new(&partitions, rows.schema(), None)?
         .try_with_sort_information(ordering.into_iter().collect())?;
-    let locations: Vec<_> = lister.locations().iter().map(ToString::to_string).collect();
     let base = lister.locations().first().map(|location| location.base().clone());
     let spec = FetchSpec {
         base: base.ok_or_else(|| internal_datafusion_err!("a listing has no location"))?,
-        location: locations.join(" "),
+        locations: lister.locations().iter().map(ToString::to_string).collect(),
         schema,
         columns,
         listed: listing.listed,
@@ -346,39 +352,6 @@ impl TableProviderFactory for ImageTableFactory {
         let table = ImageTable { store, given, ..table };
         // A scheme that does not exist is an error now, not when the table is read.
         table.store(state)?;
-        Ok(Arc::new(table))
-    }
-}
-
-/// The table function `images(location [, path_pattern])`.
-#[derive(Debug, Default)]
-pub struct ImagesFunction;
-
-impl TableFunctionImpl for ImagesFunction {
-    fn call_with_args(&self, args: TableFunctionArgs) -> Result<Arc<dyn TableProvider>> {
-        let texts: Option<Vec<&str>> = args
-            .exprs()
-            .iter()
-            .map(|expr| match expr {
-                Expr::Literal(value, _) => value.try_as_str().flatten(),
-                _ => None,
-            })
-            .collect();
-        let (location, path_pattern) = match texts.as_deref() {
-            Some([location]) => (*location, None),
-            Some([location, pattern]) => (*location, Some((*pattern).to_owned())),
-            _ => {
-                return plan_err!(
-                    "images takes a location and maybe a path pattern, as strings: images('s3://bucket/folder/')"
-                );
-            }
-        };
-        let options = ImagesOptions {
-            path_pattern,
-            ..ImagesOptions::default()
-        };
-        let table = ImageTable::try_new(&[location.to_owned()], &options, None)?;
-        table.store(args.session())?;
         Ok(Arc::new(table))
     }
 }

@@ -24,8 +24,8 @@ const CONTENT: i64 = -1;
 pub(crate) struct FetchWire {
     #[prost(string, tag = "1")]
     store: String,
-    #[prost(string, tag = "2")]
-    location: String,
+    #[prost(string, repeated, tag = "2")]
+    locations: Vec<String>,
     #[prost(message, optional, tag = "3")]
     schema: Option<protobuf::Schema>,
     #[prost(int64, repeated, tag = "4")]
@@ -48,7 +48,7 @@ pub(crate) struct FetchWire {
 impl fmt::Debug for FetchWire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FetchWire")
-            .field("location", &self.location)
+            .field("locations", &self.locations)
             .finish_non_exhaustive()
     }
 }
@@ -64,9 +64,9 @@ impl FetchExec {
         self.spec.base.store()
     }
 
-    /// The table's locations, with spaces between them.
-    pub(crate) fn location(&self) -> &str {
-        &self.spec.location
+    /// The table's locations.
+    pub(crate) fn locations(&self) -> &[String] {
+        &self.spec.locations
     }
 
     /// The node as a message.
@@ -79,7 +79,7 @@ impl FetchExec {
             return plan_err!(
                 "the images at {} are read through a store that the program made itself, which executors do not have: \
                  give its credentials as OPTIONS, or to the executors' environment",
-                spec.location
+                spec.locations.join(" ")
             );
         }
         let column = |column: &Option<usize>| match column {
@@ -88,7 +88,7 @@ impl FetchExec {
         };
         Ok(FetchWire {
             store: spec.base.store().as_str().to_owned(),
-            location: spec.location.clone(),
+            locations: spec.locations.clone(),
             schema: Some(spec.schema.as_ref().try_into()?),
             columns: spec.columns.iter().map(column).collect::<Result<_>>()?,
             listed: spec.listed as u64,
@@ -107,7 +107,7 @@ impl FetchExec {
     pub(crate) fn from_wire(wire: FetchWire, input: Arc<dyn ExecutionPlan>) -> Result<Self> {
         let FetchWire {
             store,
-            location,
+            locations,
             schema,
             columns,
             listed,
@@ -129,7 +129,7 @@ impl FetchExec {
         let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let spec = FetchSpec {
             base,
-            location,
+            locations,
             schema,
             columns,
             listed: number(listed),
@@ -172,7 +172,7 @@ mod tests {
         let own = store_with_options(store.as_ref(), &given).unwrap();
         let spec = FetchSpec {
             base: Base::new(store),
-            location: "s3://bucket/".to_owned(),
+            locations: vec!["s3://bucket/".to_owned()],
             schema: Arc::new(Schema::new(vec![
                 Field::new("content", DataType::Binary, true),
                 Field::new("split", DataType::Utf8, false),
