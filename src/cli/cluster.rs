@@ -15,8 +15,8 @@ use crate::cluster::{executor, scheduler};
 /// Where queries run.
 #[derive(Debug, Args)]
 pub(super) struct ClientArgs {
-    /// Runs queries on a cluster: df://HOST:PORT of its scheduler; local:N tries one out in this process, with N
-    /// tasks at the same time
+    /// Runs queries on a cluster: df://HOST:PORT of its scheduler, port 50050 where none is said; local:N tries one
+    /// out in this process, with N tasks at the same time
     #[arg(long, value_name = "URL")]
     cluster: Option<String>,
 
@@ -27,6 +27,11 @@ pub(super) struct ClientArgs {
 impl ClientArgs {
     fn is_given(&self) -> bool {
         self.cluster.is_some() || self.tls.is_given()
+    }
+
+    /// The address of the cluster.
+    pub(super) fn url(&self) -> Option<String> {
+        self.cluster.clone()
     }
 
     /// `builder`, on the cluster.
@@ -45,6 +50,10 @@ impl ClientArgs {
 /// Runs a role until it is asked to end, and gives the exit status; the command line back where it asks for none.
 pub(super) fn role(command_line: CommandLine) -> Result<ExitCode, Box<CommandLine>> {
     if !matches!(command_line.action, Some(Action::Scheduler(_) | Action::Executor(_))) {
+        if command_line.cluster.cluster.is_none() && command_line.cluster.tls.is_given() {
+            note("pomona: --tls-ca, --tls-cert and --tls-key are for a cluster: give --cluster too");
+            return Ok(ExitCode::from(USAGE));
+        }
         return Err(Box::new(command_line));
     }
     if !command_line.command.is_empty() || !command_line.file.is_empty() || command_line.cluster.is_given() {

@@ -221,9 +221,13 @@ fn log_to_stderr(level: LevelFilter) {
     for module in ["pomona", "ballista", "datafusion"] {
         logger.filter_module(module, level);
     }
-    // It warns 20 times a second while the scheduler is away; `cluster::executor` says so once.
     if level == LevelFilter::Warn {
+        // It warns 20 times a second while the scheduler is away; `cluster::executor` says so once.
         logger.filter_module("ballista_executor::execution_loop", LevelFilter::Error);
+        // Of each task that ends after its query: that its job is not found.
+        logger.filter_module("ballista_scheduler::state::task_manager", LevelFilter::Off);
+        // Seven lines where there are no credentials, which public buckets do not need.
+        logger.filter_module("aws_config", LevelFilter::Error);
     }
     logger.init();
 }
@@ -270,7 +274,9 @@ async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Engine
     } = command_line;
     let builder = open(session)?;
     #[cfg(feature = "cluster")]
-    let builder = cluster.on(builder);
+    let (url, builder) = (cluster.url(), cluster.on(builder));
+    #[cfg(not(feature = "cluster"))]
+    let url: Option<String> = None;
     let ctx = builder.build()?;
     let print = PrintOptions {
         format: print.format,
@@ -300,7 +306,7 @@ async fn run(command_line: CommandLine, mut sources: Vec<Source>, engine: Engine
     }
     if sources.is_empty() {
         if io::stdin().is_terminal() {
-            return repl::run(&mut runner).await;
+            return repl::run(&mut runner, url.as_deref()).await;
         }
         sources.push(standard_input().map_err(Stop::Failed)?);
     }

@@ -64,8 +64,8 @@ fn engine_line() -> String {
     }
 }
 
-/// Reads statements and commands until the person ends it.
-pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
+/// Reads statements and commands until the person ends it. `cluster` is where queries run, if not here.
+pub(super) async fn run(runner: &mut Runner, cluster: Option<&str>) -> Result<(), Stop> {
     let failed = |error: ReadlineError| Stop::Failed(format!("cannot read from the terminal: {error}"));
     let config = Config::builder().completion_type(CompletionType::List).build();
     let mut editor: Editor<ReplHelper, DefaultHistory> = Editor::with_config(config).map_err(failed)?;
@@ -79,7 +79,10 @@ pub(super) async fn run(runner: &mut Runner) -> Result<(), Stop> {
             "Pomona {} (DataFusion {DATAFUSION_VERSION}). Try: SELECT * FROM images('sample://fruits/Training/') LIMIT 5;",
             env!("CARGO_PKG_VERSION")
         ));
-        note(engine_line());
+        note(match cluster {
+            Some(url) => format!("What reads images or files runs on the cluster {url}, networks on its executors."),
+            None => engine_line(),
+        });
     }
 
     loop {

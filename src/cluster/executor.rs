@@ -14,11 +14,11 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ use futures::poll;
 use pomona_udfs::embed::registry;
 use pomona_udfs::memory::{MemoryBudget, parse_size};
 use pomona_udfs::settings::PomonaOptions;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep};
 use tonic::transport::Channel;
@@ -113,8 +113,9 @@ pub(crate) struct ExecutorArgs {
     #[arg(long, value_name = "PORT", requires = "scheduler_host")]
     scheduler_port: Option<u16>,
 
-    /// Seconds to wait for the scheduler at the start; later it is waited for without end
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// Seconds to wait for the scheduler at the start, which may still have to give up an executor of the same --id;
+    /// later it is waited for without end
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     scheduler_connect_timeout_seconds: u64,
 
     /// The address to listen on; 0.0.0.0 is every address of the machine
@@ -291,13 +292,22 @@ pub(crate) async fn run(args: ExecutorArgs, models_dir: Option<String>, say: &dy
     let patience = Duration::from_secs(args.scheduler_connect_timeout_seconds);
     let (address, probes_address) = (rows.1, probes.1);
 
+    let registered: Arc<OnceLock<Ready>> = Arc::default();
+    let ready: Ready = {
+        let registered = Arc::clone(&registered);
+        Arc::new(move || match registered.get() {
+            Some(ready) => ready(),
+            None => Err("it waits for its scheduler".to_owned()),
+        })
+    };
+    let _probes = SpawnedTask::spawn(health::serve(probes.0, health::routes(ready)));
     let stop = health::asked_to_end();
     tokio::pin!(stop);
     let worker = tokio::select! {
         worker = Worker::start(config, rows, control, &work, tls.as_ref(), patience) => worker?,
         () = &mut stop => return Ok(()),
     };
-    let _probes = SpawnedTask::spawn(health::serve(probes.0, health::routes(worker.ready())));
+    registered.set(worker.ready()).ok();
     say(&format!(
         "pomona executor '{id}' listens on {address} (health: {probes_address}), scheduler {scheduler}"
     ));
@@ -359,7 +369,12 @@ fn sweep(within: &Path) -> io::Result<()> {
         if !entry.file_name().to_string_lossy().starts_with(FOLDER) {
             continue;
         }
-        let is_left = File::open(folder.join(LOCK)).is_ok_and(|lock| {
+        // Anybody may put something there, and to open a pipe waits for ever.
+        let lock = folder.join(LOCK);
+        if !fs::symlink_metadata(&lock).is_ok_and(|lock| lock.is_file()) {
+            continue;
+        }
+        let is_left = File::open(lock).is_ok_and(|lock| {
             let made = lock.metadata().and_then(|metadata| metadata.modified());
             let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > NEW));
             is_old && lock.try_lock().is_ok()
@@ -414,14 +429,19 @@ impl Worker {
         config.port = rows.1.port();
         config.grpc_port = control.1.port();
         let id = config.executor_id.clone();
-        let shown = host_port(
-            config.external_host.as_deref().unwrap_or(&config.bind_host),
-            config.port,
-        );
+        let (external, shown) = reachable(&config).await;
+        config.external_host = external;
+        let shown = host_port(&shown, config.port);
         config.override_execution_engine = Some(Arc::new(Engine::new(format!("executor '{id}' ({shown})"))));
         let config = Arc::new(config);
 
-        let registration = structure_executor_metadata(&config, cores);
+        let mut registration = structure_executor_metadata(&config, cores);
+        // A scheduler takes what describes itself in the same way for the same: the tasks of the process that
+        // had this --id before would never be given to anybody again.
+        if let Some(system) = &mut registration.os_info {
+            let incarnation = new_instance_id();
+            system.os_ver_long.push_str(&format!(" ({incarnation})"));
+        }
         let scheduler = register(&config, &registration, tls, patience).await?;
         let executor = Arc::new(executor(&config, registration, &work.text()?)?);
         let health = ExecutorHealth::new();
@@ -523,12 +543,25 @@ impl Worker {
             ended = rows.join_unwind_mut() => return failed("its rows are no longer served", ended),
             ended = control.join_unwind_mut() => return failed("it no longer hears of cancelled queries", ended),
         }
+        let at_once = tokio::select! {
+            () = self.drain() => false,
+            () = health::asked_to_end() => {
+                log::warn!("executor '{id}' ends before its tasks");
+                true
+            }
+        };
         tokio::select! {
-            () = self.drain() => {}
-            () = health::asked_to_end() => log::warn!("executor '{id}' ends before its tasks"),
+            () = self.leave(at_once) => {}
+            () = health::asked_to_end() => {}
         }
+        Ok(())
+    }
+
+    /// Tells the scheduler, and lets go of its connections.
+    async fn leave(self, at_once: bool) {
         // So that it is not registered again by its next question.
         let Self {
+            id,
             asking,
             mut scheduler,
             servers,
@@ -540,14 +573,17 @@ impl Worker {
             executor_id: id,
             reason: "it was asked to end".to_owned(),
         });
-        if let Ok(Err(error)) = tokio::time::timeout(ANSWER, stopped).await {
+        let patience = if at_once { LOOK } else { ANSWER };
+        if let Ok(Err(error)) = tokio::time::timeout(patience, stopped).await {
             log::warn!("the scheduler could not be told that the executor ends: {error}");
         }
         end.send(true).ok();
+        if at_once {
+            return;
+        }
         for server in servers {
             tokio::time::timeout(CLOSING, server.join_unwind()).await.ok();
         }
-        Ok(())
     }
 
     /// Takes every core as it comes free, and lets the loop report what ended last.
@@ -604,6 +640,43 @@ fn executor(config: &ExecutorProcessConfig, registration: ExecutorRegistration, 
     Ok(executor.with_session_runtime_cache(Some(Arc::new(sessions))))
 }
 
+/// The name under which others reach this executor, `None` for the address that its scheduler sees; and what
+/// errors call it.
+async fn reachable(config: &ExecutorProcessConfig) -> (Option<String>, String) {
+    // In an URL it has brackets.
+    let bracketed = |host: &str| match host.parse() {
+        Ok(ip @ Ipv6Addr { .. }) => format!("[{ip}]"),
+        Err(_) => host.to_owned(),
+    };
+    if let Some(host) = &config.external_host {
+        return (Some(bracketed(host)), bracketed(host));
+    }
+    let bound: Option<IpAddr> = config.bind_host.trim_matches(['[', ']']).parse().ok();
+    let ip = match bound {
+        Some(ip) if ip.is_unspecified() => own_address(config).await.ok(),
+        bound => bound,
+    };
+    match ip.map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V6(ip)) => (Some(format!("[{ip}]")), format!("[{ip}]")),
+        Some(ip) => (None, ip.to_string()),
+        None => (None, config.bind_host.clone()),
+    }
+}
+
+/// The address of this machine on the way to its scheduler. Nothing is sent.
+async fn own_address(config: &ExecutorProcessConfig) -> io::Result<IpAddr> {
+    let host = config.scheduler_host.trim_matches(['[', ']']);
+    let mut found = tokio::net::lookup_host((host, config.scheduler_port)).await?;
+    let scheduler = found.next().ok_or(io::ErrorKind::NotFound)?;
+    let any: IpAddr = match scheduler {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(scheduler).await?;
+    Ok(socket.local_addr()?.ip())
+}
+
 /// Connects to the scheduler and makes the executor known to it.
 async fn register(
     config: &ExecutorProcessConfig,
@@ -614,9 +687,15 @@ async fn register(
     let address = host_port(&config.scheduler_host, config.scheduler_port);
     let deadline = Instant::now() + patience;
     loop {
-        let error = match try_register(config, registration, tls, &address).await {
-            Ok(scheduler) => return Ok(scheduler),
-            Err(error) => error,
+        let left = deadline.saturating_duration_since(Instant::now()).max(ANSWER);
+        let tried = tokio::time::timeout(left, try_register(config, registration, tls, &address));
+        let error = match tried.await {
+            Ok(Ok(scheduler)) => return Ok(scheduler),
+            Ok(Err(error)) => error,
+            Err(_) => Refusal::Unreachable(format!(
+                "what listens there does not answer within {} s",
+                left.as_secs()
+            )),
         };
         let (waits, told) = match error {
             Refusal::Unreachable(cause) => (
@@ -633,7 +712,10 @@ async fn register(
                     "the scheduler at {address} refused executor '{0}': {1}. Another executor of the same --id may still \
                      be registered there, it is of another version, or it wants TLS (--tls-ca, --tls-cert, --tls-key)",
                     config.executor_id,
-                    status.message()
+                    match status.message() {
+                        "" => status.code().description(),
+                        message => message,
+                    }
                 ),
             ),
             Refusal::Never(error) => (false, error),

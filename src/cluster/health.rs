@@ -86,11 +86,11 @@ pub(crate) fn exposure(address: SocketAddr, tls: bool) -> Option<&'static str> {
         (true, _) => None,
         (false, true) => Some(
             "Listening beyond this machine: whoever has a certificate of the same authority can run queries with this \
-             process's credentials.",
+             process's credentials, and read what its user can read.",
         ),
         (false, false) => Some(
             "Listening beyond this machine, without TLS: whoever reaches this address can run queries with this \
-             process's credentials.",
+             process's credentials, and read what its user can read.",
         ),
     }
 }
@@ -144,9 +144,12 @@ mod tests {
             "{error}"
         );
 
-        // TEST-NET-1: no machine has it.
-        let error = listen("192.0.2.1", 0, "--bind-port").await.unwrap_err().to_string();
-        assert!(error.contains("192.0.2.1") && error.contains("--bind-host"), "{error}");
+        // TEST-NET-2: no machine has it.
+        let error = listen("198.51.100.1", 0, "--bind-port").await.unwrap_err().to_string();
+        assert!(
+            error.contains("198.51.100.1") && error.contains("--bind-host"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -79,6 +79,14 @@ async fn open_s3(url: &Url, mut options: AwsOptions) -> Result<(Arc<dyn ObjectSt
         .clone()
         .or_else(|| variables.into_iter().find_map(variable));
     if let Some(endpoint) = &endpoint {
+        // The client panics on what is none.
+        let is_address = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+        if !Url::parse(endpoint).is_ok_and(is_address) {
+            return Err(failure(&format_args!(
+                "the endpoint '{}' is no address: it is https://host or http://host:port",
+                redact(endpoint)
+            )));
+        }
         // Without a region Amazon is asked for the bucket's, which is not there.
         if options.region.is_none()
             && variable("AWS_REGION")

@@ -177,8 +177,13 @@ impl Process {
 
     /// Asks it to end, with SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Sends it a signal: `-INT`.
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 }
 
@@ -252,11 +257,29 @@ impl<'a> Cluster<'a> {
 
     /// Starts one more executor; it is called `executor-N` and has that for an access key.
     pub(crate) fn add(&mut self) {
-        let name = format!("{EXECUTOR}{}", self.executors.len());
+        let executor = self.executor(self.executors.len(), ["0"; 3]);
+        self.executors.push(executor);
+    }
+
+    /// Kills the first executor and starts it again under the same name, at the same port.
+    pub(crate) fn restart_executor(&mut self) {
+        let port = self.executors[0].address.rsplit_once(':').unwrap().1.to_owned();
+        self.executors[0].process.kill();
+        let again = self.executor(0, [&port, "0", "0"]);
+        self.past.push(std::mem::replace(&mut self.executors[0], again));
+    }
+
+    fn executor(&self, index: usize, ports: [&str; 3]) -> Role {
+        let name = format!("{EXECUTOR}{index}");
         let mut command = command(&self.folder, &name);
         let scheduler = self.scheduler_address();
         command.args(["executor", "--scheduler", &scheduler, "--id", &name, "--vcores", "1"]);
-        command.args(["--bind-port", "0", "--bind-grpc-port", "0", "--bind-health-port", "0"]);
+        for (option, port) in ["--bind-port", "--bind-grpc-port", "--bind-health-port"]
+            .iter()
+            .zip(ports)
+        {
+            command.args([option, port]);
+        }
         command
             .arg("--work-dir")
             .arg(self.folder.path().join(&name).join("work"));
@@ -269,7 +292,7 @@ impl<'a> Cluster<'a> {
             health: between(&line, "(health: ", ")"),
         };
         wait_until(&format!("{name} is ready"), || role.is_ready());
-        self.executors.push(role);
+        role
     }
 
     /// Starts the scheduler again, on its port.

@@ -254,6 +254,16 @@ impl ModelSource {
 
     /// Refuses a model that is not the one that is wanted.
     fn check(&self, hash: &str) -> Result<()> {
+        if let Files::Copy { folder, .. } = &self.files
+            && folder.file_name().is_some_and(|name| name != hash)
+            && self.pin.as_deref().is_none_or(|pin| folder.ends_with(pin))
+        {
+            return plan_err!(
+                "model '{}': its copy in {} is damaged, it has sha256 {hash}: delete it, and run the query again",
+                self.name,
+                folder.display()
+            );
+        }
         let Some(pin) = self.pin.as_deref().filter(|pin| *pin != hash) else {
             return Ok(());
         };
@@ -261,10 +271,7 @@ impl ModelSource {
             Files::Folder(_) => {
                 "copy the same model to this node, or set pomona.models_dir to a URL that all nodes read".to_owned()
             }
-            Files::Copy { folder, .. } => format!(
-                "where it was replaced there since, run the query again; else the copy in {} is damaged, delete it",
-                folder.display()
-            ),
+            Files::Copy { .. } => "it was replaced there since: run the query again".to_owned(),
             Files::Program(_) => "run the same version of Pomona on all nodes".to_owned(),
         };
         plan_err!(
