@@ -34,7 +34,7 @@ use url::Url;
 
 use super::local::LocalCluster;
 use super::tls::{Tls, TlsFiles, cause};
-use super::{DEFAULT_PORT, MESSAGE_BYTES};
+use super::{DEFAULT_PORT, MESSAGE_BYTES, tell_version};
 use crate::stores;
 
 /// A scheduler that is there answers within it.
@@ -43,8 +43,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Between the questions whether the scheduler's machine is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// A plan of half a gigabyte takes a while to arrive and to be read.
-const ANSWER_SECONDS: u64 = 300;
+/// A plan of half a gigabyte takes a while to arrive and to be read, and a scheduler answers when there is an executor
+/// (its --executor-wait-seconds). One that is gone is missed by [`KEEP_ALIVE`].
+const ANSWER_SECONDS: u64 = 3600;
 
 /// The most characters of an operator that EXPLAIN ANALYZE shows.
 const MOST_SHOWN: usize = 400;
@@ -190,6 +191,7 @@ impl Cluster {
             operation_id: String::new(),
         });
         version::insert_version_header(request.metadata_mut());
+        tell_version(request.metadata_mut());
         let answer = scheduler
             .execute_query_push(request)
             .await

@@ -27,14 +27,13 @@ use datafusion_proto::protobuf::PhysicalPlanNode;
 use prost::Message;
 use url::Url;
 
+use super::VERSION;
 use super::grant::{Grant, GrantExec};
 use crate::stores::GivenOptions;
 use crate::table::{FetchExec, FetchWire};
 
 /// What our messages start with; no message of protobuf does.
 const MAGIC: &[u8] = b"\xffpomona\xff";
-
-const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 type Scalars = HashMap<String, Arc<ScalarUDF>>;
 type Aggregates = HashMap<String, Arc<AggregateUDF>>;

@@ -62,7 +62,7 @@ use super::codec::TaskPlan;
 use super::engine::Engine;
 use super::health::{self, Ready, host_port};
 use super::tls::{Tls, TlsArgs, cause};
-use super::{DEFAULT_PORT, MESSAGE_BYTES, base_config, codec};
+use super::{DEFAULT_PORT, MESSAGE_BYTES, base_config, codec, tell_version};
 use crate::session;
 use crate::stores::PomonaStores;
 
@@ -709,12 +709,19 @@ async fn register(
             Refusal::Refused(status) => (
                 status.code() == Code::AlreadyExists,
                 exec_datafusion_err!(
-                    "the scheduler at {address} refused executor '{0}': {1}. Another executor of the same --id may still \
-                     be registered there, it is of another version, or it wants TLS (--tls-ca, --tls-cert, --tls-key)",
+                    "the scheduler at {address} refused executor '{}': {}{}",
                     config.executor_id,
                     match status.message() {
                         "" => status.code().description(),
                         message => message,
+                    },
+                    match status.code() {
+                        Code::AlreadyExists => ". Another executor has this --id: end it, or take another one",
+                        // It says what to do.
+                        Code::FailedPrecondition => "",
+                        _ =>
+                            ". Is it a scheduler of this version, and do both use TLS or neither (--tls-ca, --tls-cert, \
+                              --tls-key)?",
                     }
                 ),
             ),
@@ -763,11 +770,12 @@ async fn try_register(
         .max_encoding_message_size(config.grpc_max_encoding_message_size as usize)
         .max_decoding_message_size(config.grpc_max_decoding_message_size as usize);
     // The first question, for no work: it registers, and shows whether the other side lets us in.
-    let first = PollWorkParams {
+    let mut first = Request::new(PollWorkParams {
         metadata: Some(registration.clone()),
         num_free_vcores: 0,
         task_status: vec![],
-    };
+    });
+    tell_version(first.metadata_mut());
     match scheduler.poll_work(first).await {
         Ok(_) => Ok(scheduler),
         Err(status) => Err(match status.code() {

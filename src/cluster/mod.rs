@@ -44,6 +44,7 @@ use ballista_core::optimizer::ballista_default_optimizer_rules;
 use datafusion::config::ConfigOptions;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionConfig;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 pub(crate) use self::client::Cluster;
 use self::planner::ClusterPlanner;
@@ -55,6 +56,17 @@ pub const DEFAULT_PORT: u16 = 50050;
 /// The largest message between the roles, in bytes. Ballista's 16 MiB are too few for the partial state
 /// of a PCA of 2,048 features, and for the listing of a million images.
 pub const MESSAGE_BYTES: usize = 512 << 20;
+
+/// What all nodes must be of: functions and plans may differ.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The header in which clients and executors tell a scheduler their version.
+pub(crate) const VERSION_HEADER: &str = "pomona-version";
+
+/// Tells the version.
+pub(crate) fn tell_version(metadata: &mut MetadataMap) {
+    metadata.insert(VERSION_HEADER, MetadataValue::from_static(VERSION));
+}
 
 /// Parts that queries are cut into where they are hashed, and the files of a table: several for each core
 /// of a small cluster, so that a core that has ended finds another.

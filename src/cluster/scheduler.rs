@@ -49,7 +49,7 @@ use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
 
 use super::health::{self, Ready};
 use super::tls::{Tls, TlsArgs, cause};
-use super::{DEFAULT_PORT, MESSAGE_BYTES, base_config, codec};
+use super::{DEFAULT_PORT, MESSAGE_BYTES, VERSION, VERSION_HEADER, base_config, codec};
 use crate::session;
 use crate::stores::PomonaStores;
 
@@ -507,9 +507,20 @@ impl Gate {
     }
 }
 
-/// Passes a call on, with the address that it came from, where the scheduler looks for that of an executor
-/// that does not know its own.
+/// Passes a call on, unless it comes from another version, with the address that it came from, where the
+/// scheduler looks for that of an executor that does not know its own.
 async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    if let Some(theirs) = request
+        .headers()
+        .get(VERSION_HEADER)
+        .filter(|theirs| *theirs != VERSION)
+    {
+        let theirs = String::from_utf8_lossy(theirs.as_bytes());
+        return Status::failed_precondition(format!(
+            "it runs Pomona {VERSION}, and who asked it {theirs}: run the same version everywhere"
+        ))
+        .into_http::<Body>();
+    }
     let path = request.uri().path();
     let is_followed = path == FOLLOWED;
     if (is_followed || path == SUBMITTED)
@@ -562,8 +573,11 @@ impl Drop for Attended {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+    use ballista_core::serde::protobuf::{ExecuteQueryParams, PollWorkParams};
     use clap::Parser;
     use datafusion::execution::FunctionRegistry;
+    use tonic::metadata::MetadataMap;
 
     use super::*;
 
@@ -632,5 +646,30 @@ mod tests {
             .await
             .unwrap();
         assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_is_of_another_version_is_told_so() {
+        let (listener, address) = health::listen("127.0.0.1", 0, "--bind-port").await.unwrap();
+        let config = parse(&[]).unwrap().config(address.port());
+        let serving = Serving::start(config, Duration::ZERO, listener, None).await.unwrap();
+        let mut scheduler = SchedulerGrpcClient::connect(format!("http://{address}")).await.unwrap();
+        let told = |metadata: &mut MetadataMap| {
+            metadata.insert(VERSION_HEADER, "0.0.1".parse().unwrap());
+        };
+        let mut query = tonic::Request::new(ExecuteQueryParams::default());
+        told(query.metadata_mut());
+        let mut work = tonic::Request::new(PollWorkParams::default());
+        told(work.metadata_mut());
+        let refused = [
+            scheduler.execute_query_push(query).await.map(drop).unwrap_err(),
+            scheduler.poll_work(work).await.map(drop).unwrap_err(),
+        ];
+        for status in refused {
+            let message = status.message();
+            assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+            assert!(message.contains(VERSION) && message.contains("0.0.1"), "{message}");
+        }
+        drop(serving);
     }
 }
