@@ -1,5 +1,6 @@
 //! The client's side of a cluster: submits a physical plan, follows its job, fetches its rows.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -240,7 +241,7 @@ impl Cluster {
                 Some(Status::Successful(job)) => {
                     return Ok(Ended {
                         job: status.job_id,
-                        parts: job.partition_location,
+                        parts: latest(job.partition_location),
                         proxy: flight_proxy,
                     });
                 }
@@ -387,6 +388,17 @@ struct Ended {
     proxy: Option<FlightProxy>,
 }
 
+/// Where the rows of each partition are. Those that were lost with an executor, and computed again, stand there
+/// twice, the last ones last.
+fn latest(parts: Vec<PartitionLocation>) -> Vec<PartitionLocation> {
+    let partition = |part: &PartitionLocation| part.partition_id.as_ref().map(|id| id.partition_id);
+    let mut found: BTreeMap<_, PartitionLocation> = BTreeMap::new();
+    for part in parts {
+        found.insert(partition(&part), part);
+    }
+    found.into_values().collect()
+}
+
 /// What a status says: of a connection its cause, of a server its message.
 fn words(status: &tonic::Status) -> String {
     if status.source().is_some() {
@@ -467,6 +479,8 @@ fn describe(stages: &[ballista_core::serde::protobuf::JobStageMetrics]) -> Resul
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use ballista_core::serde::protobuf::PartitionId;
+
     use super::*;
 
     #[test]
@@ -491,6 +505,24 @@ mod tests {
             let error = open(url).unwrap_err().to_string();
             assert!(error.contains("local:") && !error.contains("password"), "{error}");
         }
+    }
+
+    #[test]
+    fn rows_that_were_computed_again_are_taken_once() {
+        let part = |partition_id, file| PartitionLocation {
+            partition_id: Some(PartitionId {
+                partition_id,
+                ..PartitionId::default()
+            }),
+            file_id: Some(file),
+            ..PartitionLocation::default()
+        };
+        let parts = latest(vec![part(1, 0), part(0, 1), part(1, 2)]);
+        let taken: Vec<_> = parts
+            .iter()
+            .map(|part| (part.partition_id.as_ref().unwrap().partition_id, part.file_id))
+            .collect();
+        assert_eq!(taken, [(0, Some(1)), (1, Some(2))]);
     }
 
     #[test]

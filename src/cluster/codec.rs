@@ -10,15 +10,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+use arrow::datatypes::DataType;
 use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use bytes::BufMut;
 use datafusion::catalog::memory::DataSourceExec;
 use datafusion::common::tree_node::TreeNode;
-use datafusion::common::{exec_err, internal_datafusion_err, plan_datafusion_err, plan_err};
+use datafusion::common::{exec_err, internal_datafusion_err, internal_err, plan_datafusion_err, plan_err};
+use datafusion::config::ConfigOptions;
 use datafusion::datasource::physical_plan::FileScanConfig;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::TaskContext;
+use datafusion::functions::all_default_functions;
 use datafusion::functions_nested::all_default_nested_functions;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::physical_plan::ExecutionPlan;
@@ -29,11 +32,15 @@ use url::Url;
 
 use super::VERSION;
 use super::grant::{Grant, GrantExec};
+use super::unordered::UnorderedExec;
 use crate::stores::GivenOptions;
 use crate::table::{FetchExec, FetchWire};
 
 /// What our messages start with; no message of protobuf does.
 const MAGIC: &[u8] = b"\xffpomona\xff";
+
+/// What stands before the time zone of a function of DataFusion.
+const ZONE: &[u8] = b"\xffzone\xff";
 
 type Scalars = HashMap<String, Arc<ScalarUDF>>;
 type Aggregates = HashMap<String, Arc<AggregateUDF>>;
@@ -92,7 +99,7 @@ struct NodeWire {
     /// Of the process that planned the query.
     #[prost(string, tag = "1")]
     version: String,
-    #[prost(oneof = "Node", tags = "2, 3")]
+    #[prost(oneof = "Node", tags = "2, 3, 4")]
     node: Option<Node>,
 }
 
@@ -102,7 +109,12 @@ enum Node {
     Fetch(FetchWire),
     #[prost(message, tag = "3")]
     Grant(GrantWire),
+    #[prost(message, tag = "4")]
+    Unordered(UnorderedWire),
 }
+
+#[derive(Clone, PartialEq, Message)]
+struct UnorderedWire {}
 
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
@@ -162,6 +174,7 @@ impl PomonaPhysicalCodec {
         let input = Arc::clone(input);
         Ok(match node {
             Node::Fetch(wire) => Arc::new(FetchExec::from_wire(wire, input)?),
+            Node::Unordered(UnorderedWire {}) => Arc::new(UnorderedExec::new(input)),
             Node::Grant(GrantWire { store, given }) => {
                 let store = Url::parse(&store).map_err(|_| unreadable())?;
                 let given = GivenOptions(given);
@@ -183,9 +196,37 @@ impl PomonaPhysicalCodec {
     }
 }
 
+/// The time zone that a function of DataFusion has from the session's settings.
+fn time_zone(function: &ScalarUDF) -> Option<Arc<str>> {
+    if !function.name().starts_with("to_timestamp") {
+        return None;
+    }
+    match function.return_type(&[DataType::Utf8]) {
+        Ok(DataType::Timestamp(_, zone)) => zone,
+        _ => None,
+    }
+}
+
+/// The function of DataFusion in a session of this time zone.
+fn in_time_zone(name: &str, zone: &str) -> Result<Arc<ScalarUDF>> {
+    let mut settings = ConfigOptions::new();
+    settings.execution.time_zone = Some(zone.to_owned());
+    let function = all_default_functions()
+        .into_iter()
+        .find(|function| function.name() == name);
+    let zoned = function.and_then(|function| function.inner().with_updated_config(&settings));
+    match zoned {
+        Some(function) => Ok(Arc::new(function)),
+        None => internal_err!("{name} has no time zone"),
+    }
+}
+
 fn wire(node: &dyn ExecutionPlan) -> Result<Option<Node>> {
     if let Some(fetch) = node.downcast_ref::<FetchExec>() {
         return Ok(Some(Node::Fetch(fetch.to_wire()?)));
+    }
+    if node.is::<UnorderedExec>() {
+        return Ok(Some(Node::Unordered(UnorderedWire {})));
     }
     let grant = node.downcast_ref::<GrantExec>().map(GrantExec::grant);
     Ok(grant.map(|Grant { store, given }| {
@@ -236,10 +277,17 @@ impl PhysicalExtensionCodec for PomonaPhysicalCodec {
     }
 
     fn try_decode_udf(&self, name: &str, buf: &[u8]) -> Result<Arc<ScalarUDF>> {
+        if let Some(zone) = buf.strip_prefix(ZONE) {
+            return in_time_zone(name, &String::from_utf8_lossy(zone));
+        }
         self.function(&SCALARS, name, buf)
     }
 
     fn try_encode_udf(&self, node: &ScalarUDF, buf: &mut Vec<u8>) -> Result<()> {
+        if let Some(zone) = time_zone(node) {
+            buf.extend_from_slice(ZONE);
+            buf.extend_from_slice(zone.as_bytes());
+        }
         if SCALARS.contains_key(node.name()) {
             buf.extend_from_slice(VERSION.as_bytes());
         }
@@ -296,9 +344,8 @@ impl AsExecutionPlan for TaskPlan {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use arrow::array::{Array, ArrayRef, FixedSizeListArray, Float64Array, RecordBatch, StructArray};
-    use arrow::datatypes::{DataType, Field};
+    use arrow::datatypes::Field;
     use datafusion::catalog::memory::MemorySourceConfig;
-    use datafusion::config::ConfigOptions;
     use datafusion::logical_expr::{ident, lit};
     use datafusion::physical_expr::ScalarFunctionExpr;
     use datafusion::physical_expr::expressions::{Literal, col};

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -27,6 +29,21 @@ use crate::sink::AllOrNothing;
 
 /// A connection that nobody used for so long is closed.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// The bits of a file's number that count; those before them are of this process alone.
+const COUNTING: u32 = 24;
+
+/// The number of a new file of rows, as no other process has it.
+///
+/// Ballista's own is that of the task, which is given again when a stage runs again. The task of before may still be
+/// writing then; and an executor that finds a file of that name takes it for the one that it is to read, although
+/// that is another executor's.
+fn new_file() -> usize {
+    static PROCESS: LazyLock<usize> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()) as usize);
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let count = FILES.fetch_add(1, Ordering::Relaxed) & ((1 << COUNTING) - 1);
+    ((*PROCESS << COUNTING) | count) & isize::MAX as usize
+}
 
 /// Ballista's engine, whose errors name the executor.
 pub(crate) struct Engine {
@@ -55,12 +72,15 @@ impl ExecutionEngine for Engine {
         work_dir: &str,
         config: &SessionConfig,
     ) -> Result<Arc<dyn QueryStageExecutor>> {
+        // It goes into the names of files alone.
+        let file = new_file();
+        log::debug!("task {task_id} of stage {stage_id} of job {job_id} writes file {file}");
         let inner = AllOrNothing
             .optimize(plan, config.options())
             .and_then(|plan| {
                 let partitions = global_output_partition_ids;
                 self.inner
-                    .create_query_stage_exec(job_id, stage_id, task_id, partitions, plan, work_dir, config)
+                    .create_query_stage_exec(job_id, stage_id, file, partitions, plan, work_dir, config)
             })
             .map_err(|e| named(&self.node, e))?;
         Ok(Arc::new(Task {

@@ -79,6 +79,9 @@ const LAST_REPORT: Duration = Duration::from_millis(200);
 /// A call that another process answers within it, or never.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// The answer to the question for work holds the plans of all tasks that are given.
+const WORK_SECONDS: u64 = 300;
+
 /// The time for connections to close: rows that are being fetched get it too.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -751,6 +754,8 @@ async fn try_register(
     let scheme = if tls.is_some() { "https" } else { "http" };
     let client = GrpcClientConfig {
         connect_timeout_seconds: ANSWER.as_secs(),
+        // Tasks that are given and do not arrive are lost to all: large plans take their time.
+        timeout_seconds: WORK_SECONDS,
         // A machine that is gone closes no connection: after half a minute a new one is opened.
         http2_keepalive_interval_seconds: KEEP_ALIVE.as_secs(),
         ..GrpcClientConfig::default()

@@ -17,6 +17,8 @@
 //! | `prepare` | what a plan needs to travel: values of subqueries, hashes of models, rows that only the client has |
 //! | `client` | submits a plan, follows its job, fetches its rows |
 //! | `codec` | plans as bytes |
+//! | `written` | what a plan that is written down would lose: refused, or done by the client |
+//! | `unordered` | a plan node above which no order is taken for granted |
 //! | `grant` | credentials that were given as options, on their way to the executors |
 //! | [`scheduler`], [`executor`] | the two roles |
 //! | `engine` | runs a task on an executor, and names the executor in its errors |
@@ -35,6 +37,8 @@ mod planner;
 mod prepare;
 pub mod scheduler;
 pub mod tls;
+mod unordered;
+mod written;
 
 use std::sync::Arc;
 
@@ -108,6 +112,13 @@ pub(crate) fn plan_apart(options: &mut ConfigOptions) {
     optimizer.enable_aggregate_dynamic_filter_pushdown = false;
     // Such a join cannot be written down.
     optimizer.enable_piecewise_merge_join = false;
+    // Joins that collect their left side in one partition. Ballista makes them of those that may be, and of the
+    // others joins of many partitions, below parents that expect one.
+    optimizer.repartition_joins = true;
+    optimizer.hash_join_single_partition_threshold = 0;
+    optimizer.hash_join_single_partition_threshold_rows = 0;
+    // Shuffles keep no order.
+    optimizer.prefer_existing_sort = false;
 }
 
 /// Queries go to `cluster`. NOT IN becomes joins that executors can run apart.

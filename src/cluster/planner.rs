@@ -33,7 +33,7 @@ use prost::Message;
 
 use super::client::{Cluster, Job, settings};
 use super::codec::physical_codec;
-use super::{MESSAGE_BYTES, plan_apart, prepare};
+use super::{MESSAGE_BYTES, plan_apart, prepare, written};
 
 /// Plans queries for a cluster.
 #[derive(Debug)]
@@ -235,7 +235,7 @@ pub(super) fn run(
     async move {
         let query = prepare::with_values(query, &remote, &session, &context).await?;
         let query = prepare::with_pinned_models(query, &session)?;
-        let lossy = prepare::lossy_window(&query)?;
+        let lossy = written::lossy_window(&query)?;
         let plan = DefaultPhysicalPlanner::default()
             .create_physical_plan(&query, &session)
             .await?;

@@ -7,39 +7,41 @@
 //! 2. [`with_pinned_models`]: names of models become names with hashes, so that no executor runs another.
 //! 3. [`distribute`]: what reads objects goes to the cluster, as far as executors can see them. Rows that only
 //!    the client has, such as those of `information_schema`, travel in the plan. A file of this machine is
-//!    written here.
+//!    written here, and so is what executors would write otherwise.
+//!
+//! What a plan loses when it is written down (an option of a format, a direction of a window) or on its way through
+//! Ballista (the order of a join's rows, a limit below a join) is either put so that it is not lost, done here, or
+//! refused.
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::memory::{DataSourceExec, MemorySourceConfig};
-use datafusion::common::config::TableParquetOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{JoinType, exec_datafusion_err, exec_err, plan_datafusion_err, plan_err};
 use datafusion::datasource::file_format::csv::CsvSink;
-use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
 use datafusion::datasource::file_format::json::JsonSink;
 use datafusion::datasource::file_format::parquet::ParquetSink;
-use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::{FileScanConfig, FileSink, FileSource, JsonSource, ParquetSource};
+use datafusion::datasource::physical_plan::{FileScanConfig, FileSink};
 use datafusion::datasource::sink::DataSinkExec;
 use datafusion::datasource::source_as_provider;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::human_readable_size;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
-use datafusion::logical_expr::expr::NullTreatment;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::joins::NestedLoopJoinExec;
+use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, replace_children_if_necessary};
 use datafusion::scalar::ScalarValue;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
-use object_store::memory::InMemory;
 use pomona_udfs::embed::registry::{self, ModelSettings};
 use pomona_udfs::embed::{default_model, model_argument};
 use pomona_udfs::settings::PomonaOptions;
@@ -48,9 +50,14 @@ use url::Url;
 use super::MESSAGE_BYTES;
 use super::grant::{Grant, GrantExec};
 use super::planner::{self, Remote};
+use super::unordered::{in_order, needed_orders, unordered};
+use super::written::{self, can_be_written, can_travel};
 use crate::sink::unguarded;
 use crate::stores::PomonaStores;
 use crate::table::FetchExec;
+
+/// Rows that should not travel with each task.
+const MANY_BYTES: usize = 1 << 20;
 
 /// Replaces each uncorrelated scalar subquery by its value.
 ///
@@ -121,33 +128,6 @@ fn tables(query: &LogicalPlan) -> Result<Vec<Arc<dyn TableProvider>>> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(tables)
-}
-
-/// Why a query must not go to a cluster whose window functions would lose a part on the way: a plan that is
-/// written down has no place for it.
-pub(super) fn lossy_window(query: &LogicalPlan) -> Result<Option<DataFusionError>> {
-    let mut lost = None;
-    query.apply_with_subqueries(|node| {
-        node.apply_expressions(|expr| {
-            expr.apply(|expr| {
-                if let Expr::WindowFunction(window) = expr {
-                    let part = match &window.params {
-                        params if params.filter.is_some() => "FILTER; write CASE WHEN … THEN … END as its argument",
-                        params if params.null_treatment == Some(NullTreatment::IgnoreNulls) => {
-                            "IGNORE NULLS; write what it reads to a table (CREATE TABLE … AS), and run it on that"
-                        }
-                        _ => return Ok(TreeNodeRecursion::Continue),
-                    };
-                    let name = window.fun.name().to_owned();
-                    lost.get_or_insert_with(|| {
-                        plan_datafusion_err!("{name}(…) OVER (…) cannot run on a cluster with {part}")
-                    });
-                }
-                Ok(TreeNodeRecursion::Continue)
-            })
-        })
-    })?;
-    Ok(lost)
 }
 
 /// Does a plan read no objects, so that it runs here?
@@ -244,11 +224,11 @@ pub(super) async fn distribute(
     if let Some(sink) = plan.downcast_ref::<DataSinkExec>() {
         let target = target(&unguarded(Arc::clone(&plan))?);
         if target.is_none_or(|target| target.scheme() == "file") {
-            let input = traveller.prepare(Arc::clone(sink.input())).await?;
+            let input = traveller.prepare_whole(Arc::clone(sink.input())).await?;
             return replace_children_if_necessary(plan, vec![remote(input)]);
         }
     }
-    Ok(remote(traveller.prepare(unguarded(plan)?).await?))
+    Ok(remote(traveller.prepare_whole(unguarded(plan)?).await?))
 }
 
 /// The store of the objects that a node itself reads.
@@ -265,14 +245,10 @@ fn url(store: &ObjectStoreUrl) -> Url {
     AsRef::<Url>::as_ref(store).clone()
 }
 
-/// The store that a sink writes files to; `None` where it writes none, or what executors cannot write: keys to
-/// encrypt Parquet with have no place in a plan that travels.
+/// The store that a sink writes files to; `None` where it writes none, or not as the client would.
 fn target(node: &Arc<dyn ExecutionPlan>) -> Option<Url> {
     let sink = node.downcast_ref::<DataSinkExec>()?.sink();
-    if sink
-        .downcast_ref::<ParquetSink>()
-        .is_some_and(|sink| is_encrypted(sink.parquet_options()))
-    {
+    if !can_be_written(sink) {
         return None;
     }
     let config = None
@@ -280,12 +256,6 @@ fn target(node: &Arc<dyn ExecutionPlan>) -> Option<Url> {
         .or_else(|| sink.downcast_ref::<CsvSink>().map(FileSink::config))
         .or_else(|| sink.downcast_ref::<JsonSink>().map(FileSink::config))?;
     Some(url(&config.object_store_url))
-}
-
-/// Is a file of these options encrypted, or read with keys?
-fn is_encrypted(options: &TableParquetOptions) -> bool {
-    let crypto = &options.crypto;
-    crypto.file_encryption.is_some() || crypto.file_decryption.is_some() || crypto.factory_id.is_some()
 }
 
 /// Prepares plans to travel.
@@ -299,6 +269,16 @@ struct Traveller {
 }
 
 impl Traveller {
+    /// Prepares a whole plan, whose rows keep their order.
+    async fn prepare_whole(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+        let order = plan.output_ordering().cloned();
+        let prepared = self.prepare(plan).await?;
+        match order {
+            Some(order) if prepared.output_partitioning().partition_count() == 1 => in_order(prepared, order),
+            _ => Ok(prepared),
+        }
+    }
+
     fn prepare(&self, node: Arc<dyn ExecutionPlan>) -> BoxFuture<'_, Result<Arc<dyn ExecutionPlan>>> {
         async move {
             if node.is::<RecursiveQueryExec>() {
@@ -307,7 +287,7 @@ impl Traveller {
                      what it reads to a table (CREATE TABLE … AS), and run it on that"
                 );
             }
-            check_limits(&node)?;
+            written::check(&node)?;
             if node.children().is_empty() {
                 if !can_travel(&node)? {
                     return self.carried(&node).await;
@@ -317,12 +297,24 @@ impl Traveller {
             }
             self.check_paths(&node)?;
             let mut children = vec![];
-            for child in node.children() {
+            for (child, order) in node.children().into_iter().zip(needed_orders(&node)) {
                 let child = self.prepare(Arc::clone(child)).await?;
+                let child = match order {
+                    Some(order) => in_order(child, order)?,
+                    None => child,
+                };
                 children.push(match node.is::<FetchExec>() || node.is::<DataSinkExec>() {
                     true => self.granted(&node, child),
-                    false => child,
+                    false => limited(&node, child),
                 });
+            }
+            let is_nested = node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>();
+            if let (true, [left, right]) = (is_nested, children.as_mut_slice())
+                && right.output_partitioning().partition_count() > 1
+                && is_costly(left)
+            {
+                // Every task of the right needs the whole left: it becomes a stage, and is not read by each.
+                *left = Arc::new(CoalescePartitionsExec::new(Arc::clone(left)));
             }
             if let (Some(join), [_, right]) = (node.downcast_ref::<NestedLoopJoinExec>(), children.as_mut_slice())
                 && emits_left(*join.join_type())
@@ -331,7 +323,7 @@ impl Traveller {
                 // Which rows of the left have found none, all partitions of the right decide together.
                 *right = Arc::new(CoalescePartitionsExec::new(Arc::clone(right)));
             }
-            replace_children_if_necessary(node, children)
+            Ok(unordered(replace_children_if_necessary(node, children)?))
         }
         .boxed()
     }
@@ -394,6 +386,31 @@ impl Traveller {
     }
 }
 
+/// Are there objects to read, or many rows in the plan, before the next stage?
+fn is_costly(node: &Arc<dyn ExecutionPlan>) -> bool {
+    if node.is::<CoalescePartitionsExec>() || node.is::<SortPreservingMergeExec>() || node.is::<RepartitionExec>() {
+        return false;
+    }
+    let in_memory = node.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);
+    let rows = in_memory.and_then(|source| source.downcast_ref::<MemorySourceConfig>());
+    let bytes = rows.map_or(0, |rows| {
+        let batches = rows.partitions().iter().flatten();
+        batches.map(RecordBatch::get_array_memory_size).sum()
+    });
+    bytes > MANY_BYTES || objects(node).is_some() || node.children().into_iter().any(is_costly)
+}
+
+/// The child of a node, whose limit Ballista must see apart from the merge of its partitions: it makes a stage of
+/// the side of a join that every task needs, and drops that merge.
+fn limited(node: &Arc<dyn ExecutionPlan>, child: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    match child.fetch() {
+        Some(fetch) if node.is::<HashJoinExec>() && child.is::<CoalescePartitionsExec>() => {
+            Arc::new(GlobalLimitExec::new(child, 0, Some(fetch)))
+        }
+        _ => child,
+    }
+}
+
 /// The files that a node reads, or the locations of an image table.
 fn paths(node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     if let Some(fetch) = node.downcast_ref::<FetchExec>() {
@@ -408,49 +425,6 @@ fn paths(node: &Arc<dyn ExecutionPlan>) -> Vec<String> {
     let groups = files.map(|files| files.file_groups.as_slice()).unwrap_or_default();
     let files = groups.iter().flat_map(|group| group.files());
     files.map(|file| format!("/{}", file.object_meta.location)).collect()
-}
-
-/// Is it a leaf that Ballista can slice, and of which nothing is lost on the way? Rows that are made up (a count
-/// that statistics know) have no metrics, and Ballista loses the rows of a task beside theirs; it drops the
-/// limit of a table in memory; and how a file is packed has no place in a plan that is written down.
-fn can_travel(leaf: &Arc<dyn ExecutionPlan>) -> Result<bool> {
-    let Some(source) = leaf.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source) else {
-        return Ok(false);
-    };
-    if source.is::<MemorySourceConfig>() {
-        return Ok(source.fetch().is_none());
-    }
-    let Some(files) = source.downcast_ref::<FileScanConfig>() else {
-        return Ok(false);
-    };
-    let format = files.file_source();
-    let is_plain = files.file_compression_type == FileCompressionType::UNCOMPRESSED;
-    let is_encrypted = format
-        .downcast_ref::<ParquetSource>()
-        .is_some_and(|parquet| is_encrypted(parquet.table_parquet_options()));
-    Ok(is_plain && !is_encrypted && !is_json_array(files, format)?)
-}
-
-/// Is it JSON that is one array? The format tells nobody, but refuses to read such a file in parts.
-fn is_json_array(files: &FileScanConfig, format: &Arc<dyn FileSource>) -> Result<bool> {
-    if !format.is::<JsonSource>() {
-        return Ok(false);
-    }
-    let store = Arc::new(InMemory::new());
-    let opener = format.with_batch_size(1).create_file_opener(store, files, 0)?;
-    Ok(opener.open(PartitionedFile::new("part", 2).with_range(0, 1)).is_err())
-}
-
-/// Numbers of rows that a plan that is written down cannot hold: it has 32 bits for them.
-fn check_limits(node: &Arc<dyn ExecutionPlan>) -> Result<()> {
-    let skipped = node.downcast_ref::<GlobalLimitExec>().map(GlobalLimitExec::skip);
-    match node.fetch().max(skipped) {
-        Some(rows) if u32::try_from(rows).is_err() => plan_err!(
-            "LIMIT and OFFSET go up to {} on a cluster, and this query has {rows}",
-            u32::MAX
-        ),
-        _ => Ok(()),
-    }
 }
 
 /// Does a join return rows of its left side depending on the whole of its right?

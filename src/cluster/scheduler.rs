@@ -4,6 +4,7 @@
 //! task says why, where a push loses the reason; nobody but the executor's network must be crossed; all of
 //! it goes over TLS; and an executor finds a scheduler that comes back.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,6 +28,8 @@ use ballista_scheduler::cluster::BallistaCluster;
 use ballista_scheduler::config::{SchedulerConfig, TaskDistributionPolicy};
 use ballista_scheduler::scheduler_process::create_scheduler;
 use ballista_scheduler::scheduler_server::{JobIdGenerator, SchedulerServer};
+use ballista_scheduler::state::execution_graph::ExecutionGraphBox;
+use ballista_scheduler::state::execution_stage::ExecutionStage;
 use clap::Args;
 use datafusion::common::exec_datafusion_err;
 use datafusion::common::runtime::SpawnedTask;
@@ -56,6 +59,9 @@ use crate::stores::PomonaStores;
 /// The calls that bring a query: one whose client follows it, and one whose client asks for it now and then.
 const FOLLOWED: &str = "/ballista.protobuf.SchedulerGrpc/ExecuteQueryPush";
 const SUBMITTED: &str = "/ballista.protobuf.SchedulerGrpc/ExecuteQuery";
+
+/// The question for work.
+const WORK: &str = "/ballista.protobuf.SchedulerGrpc/PollWork";
 
 /// How often the number of executors, or of jobs, is looked at where somebody waits for it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -497,6 +503,42 @@ impl Gate {
         }
     }
 
+    /// Has what is left of stages that are to run again computed again. Where a stage's input goes with a lost
+    /// executor, all of its tasks run again, and the rows that they have already left on other executors stay in the
+    /// list of the next stage (Ballista 55), where they would count twice. So these executors are lost to the query.
+    ///
+    /// Tasks are given in answers to executors, and what they give back comes with their questions. Between the loss
+    /// and the first of these rows there is a question, at which this is called.
+    async fn drop_stale_rows(&self) {
+        let manager = &self.scheduler.state.task_manager;
+        let mut cancelled = vec![];
+        for (job, info) in manager.get_running_job_cache().iter() {
+            if holders_of_stale_rows(&*info.execution_graph.read().await).is_empty() {
+                continue;
+            }
+            let mut graph = info.execution_graph.write().await;
+            for executor in holders_of_stale_rows(&graph) {
+                log::warn!("rows of job {job} on executor '{executor}' are computed again: their stage runs again");
+                match graph.reset_stages_on_lost_executor(&executor) {
+                    Ok((_, tasks)) => cancelled.extend(tasks),
+                    Err(error) => graph.fail_job(format!("the rows that executors have cannot be counted: {error}")),
+                }
+            }
+        }
+        if cancelled.is_empty() {
+            return;
+        }
+        if let Err(error) = self
+            .scheduler
+            .state
+            .executor_manager
+            .cancel_running_tasks(cancelled)
+            .await
+        {
+            log::warn!("tasks whose rows nobody needs run on: {error}");
+        }
+    }
+
     async fn has_executor(&self) -> bool {
         let state = &self.scheduler.state;
         let alive = Duration::from_secs(get_time_before(state.config.executor_timeout_seconds));
@@ -505,6 +547,28 @@ impl Gate {
             .iter()
             .any(|(_, heard, _)| heard.is_some_and(|heard| heard > alive))
     }
+}
+
+/// The executors with rows in the list of a stage, of a stage before it that is to run again as a whole.
+fn holders_of_stale_rows(graph: &ExecutionGraphBox) -> BTreeSet<String> {
+    let stages = graph.stages();
+    let mut holders = BTreeSet::new();
+    for (id, stage) in stages {
+        let next = match stage {
+            ExecutionStage::UnResolved(stage) => &stage.output_links,
+            ExecutionStage::Resolved(stage) => &stage.output_links,
+            _ => continue,
+        };
+        for stage in next.iter().filter_map(|id| stages.get(id)) {
+            if let ExecutionStage::UnResolved(stage) = stage
+                && let Some(rows) = stage.inputs.get(id)
+            {
+                let rows = rows.partition_locations.values().flatten();
+                holders.extend(rows.map(|rows| rows.executor_meta.id.clone()));
+            }
+        }
+    }
+    holders
 }
 
 /// Passes a call on, unless it comes from another version, with the address that it came from, where the
@@ -523,6 +587,9 @@ async fn admit(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) 
     }
     let path = request.uri().path();
     let is_followed = path == FOLLOWED;
+    if path == WORK {
+        gate.drop_stale_rows().await;
+    }
     if (is_followed || path == SUBMITTED)
         && let Err(status) = gate.open().await
     {

@@ -260,12 +260,18 @@ impl S3Server {
 
     /// How many GETs this client has sent since what it was asked was taken.
     pub(crate) fn gets_of(&self, client: &str) -> usize {
+        self.gets_below(client, "")
+    }
+
+    /// The same, of keys with this prefix.
+    pub(crate) fn gets_below(&self, client: &str, prefix: &str) -> usize {
         let behaviour = self.behaviour.lock().unwrap();
         let gets = behaviour
             .requests
             .iter()
             .filter(|request| request.operation == "GetObject");
-        gets.filter(|request| request.client == client).count()
+        gets.filter(|request| request.client == client && request.key.starts_with(prefix))
+            .count()
     }
 
     /// What it was asked since the last call.
