@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn an_error_of_arrow_loses_its_wrapping() {
         let cast = ArrowError::CastError("Cannot cast string 'x' to value of Int32 type".to_owned());
-        let wrapped = DataFusionError::Shared(Arc::new(BallistaError::ArrowError(cast).into_datafusion()));
+        let wrapped = DataFusionError::Shared(Arc::new(BallistaError::ArrowError(Box::new(cast)).into_datafusion()));
         assert_eq!(
             named("executor 'a' (h:1)", wrapped).to_string(),
             "Execution error: executor 'a' (h:1): Cast error: Cannot cast string 'x' to value of Int32 type"
@@ -286,7 +286,7 @@ mod tests {
         let recoverable = [
             lost().into_datafusion(),
             lost().into_datafusion().context("while joining"),
-            DataFusionError::from(arrow::error::ArrowError::ExternalError(Box::new(lost()))),
+            DataFusionError::from(ArrowError::ExternalError(Box::new(lost()))),
             DataFusionError::from(io::Error::other("disk")),
             DataFusionError::from(io::Error::other("disk")).context("while sorting"),
         ];

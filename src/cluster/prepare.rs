@@ -33,7 +33,7 @@ use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan, lit};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
+use datafusion::physical_plan::joins::{CrossJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -400,11 +400,13 @@ fn is_costly(node: &Arc<dyn ExecutionPlan>) -> bool {
     bytes > MANY_BYTES || objects(node).is_some() || node.children().into_iter().any(is_costly)
 }
 
-/// The child of a node, whose limit Ballista must see apart from the merge of its partitions: it makes a stage of
-/// the side of a join that every task needs, and drops that merge.
+/// The child of a node, whose limit stands apart from the merge of its partitions. Ballista makes a stage of the side
+/// of a join that every task needs, without that merge; and where nothing above needs an order, it drops the merge that
+/// keeps one, its limit too.
 fn limited(node: &Arc<dyn ExecutionPlan>, child: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    let is_merge = child.is::<CoalescePartitionsExec>() || child.is::<SortPreservingMergeExec>();
     match child.fetch() {
-        Some(fetch) if node.is::<HashJoinExec>() && child.is::<CoalescePartitionsExec>() => {
+        Some(fetch) if is_merge && !node.is::<GlobalLimitExec>() => {
             Arc::new(GlobalLimitExec::new(child, 0, Some(fetch)))
         }
         _ => child,

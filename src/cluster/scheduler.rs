@@ -51,7 +51,7 @@ use tonic::transport::Server;
 use tonic::transport::server::{TcpConnectInfo, TcpIncoming};
 
 use super::health::{self, Ready};
-use super::tls::{Tls, TlsArgs, cause};
+use super::tls::{Tls, TlsArgs, TlsFiles, cause};
 use super::{DEFAULT_PORT, MESSAGE_BYTES, VERSION, VERSION_HEADER, base_config, codec};
 use crate::session;
 use crate::stores::PomonaStores;
@@ -79,6 +79,9 @@ const NO_EXECUTORS: u64 = 30;
 
 /// Seconds that a query waits for a first executor.
 const EXECUTOR_WAIT: u64 = 10;
+
+/// Seconds that running queries have when the scheduler is to end.
+const GRACE: u64 = 25;
 
 /// Seconds that a client has to read the rows of its query.
 const ROWS_KEPT: u64 = 24 * 60 * 60;
@@ -162,7 +165,7 @@ pub(crate) struct SchedulerArgs {
     grpc_server_max_encoding_message_size: u32,
 
     /// Seconds that running queries have to end when the scheduler is asked to (Ctrl-C, SIGTERM; twice: at once)
-    #[arg(long, value_name = "SECONDS", default_value_t = 25)]
+    #[arg(long, value_name = "SECONDS", default_value_t = GRACE)]
     shutdown_grace_seconds: u64,
 
     #[command(flatten)]
@@ -199,8 +202,9 @@ fn named(host: &str) -> String {
     }
 }
 
-/// A configuration for [`start_server`](ballista_scheduler::scheduler_process::start_server): Pomona's codecs,
-/// functions and settings, on this machine's loopback, for executors that ask for work.
+/// A configuration for [`serve`], or for Ballista's
+/// [`start_server`](ballista_scheduler::scheduler_process::start_server): Pomona's codecs, functions and settings,
+/// on this machine's loopback, for executors that ask for work.
 pub fn scheduler_config() -> SchedulerConfig {
     SchedulerConfig {
         bind_port: DEFAULT_PORT,
@@ -222,6 +226,26 @@ pub fn scheduler_config() -> SchedulerConfig {
         override_physical_codec: Some(codec::physical_codec("the scheduler")),
         ..SchedulerConfig::default()
     }
+}
+
+/// Runs a scheduler behind `listener`, with TLS if there are certificates, until `stop` and the end of its queries, which
+/// have 25 seconds then.
+///
+/// Unlike Ballista's `start_server` it refuses queries that no executor asks for, cancels those whose client has left,
+/// and counts rows once where an executor is lost and a stage runs again.
+///
+/// # Errors
+/// Where the configuration or the certificates cannot be used.
+pub async fn serve(
+    config: SchedulerConfig,
+    listener: TcpListener,
+    tls: Option<&TlsFiles>,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    session::register_models()?;
+    let tls = tls.map(TlsFiles::load).transpose()?;
+    let serving = Serving::start(config, Duration::from_secs(EXECUTOR_WAIT), listener, tls.as_ref()).await?;
+    serving.until(stop, Duration::from_secs(GRACE)).await
 }
 
 /// Names jobs, and tells the call that brought one its name.
@@ -713,6 +737,21 @@ mod tests {
             .await
             .unwrap();
         assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_program_serves_until_it_wants_no_more() {
+        let (listener, address) = health::listen("127.0.0.1", 0, "--bind-port").await.unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = SpawnedTask::spawn(async move {
+            let stop = async { stopped.await.unwrap_or_default() };
+            serve(scheduler_config(), listener, None, stop).await
+        });
+        let mut scheduler = SchedulerGrpcClient::connect(format!("http://{address}")).await.unwrap();
+        let refused = scheduler.execute_query_push(ExecuteQueryParams::default());
+        assert!(refused.await.map(drop).unwrap_err().message().contains("no executor"));
+        stop.send(()).unwrap();
+        served.join().await.unwrap().unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
