@@ -755,6 +755,17 @@ async fn no_query_gives_other_rows() {
             "SELECT k, lag(v) OVER (PARTITION BY k ORDER BY v) AS b, lead(v) OVER (PARTITION BY k ORDER BY v) AS a FROM big",
             "SELECT k, v, sum(v) OVER (ORDER BY v, k) AS up, sum(v) OVER (ORDER BY v DESC, k DESC) AS down FROM big",
             "SELECT k, v, last_value(k) OVER (ORDER BY v, k) AS up, first_value(k) OVER (ORDER BY v DESC, k DESC) AS f FROM big",
+            // Joins of one partition below others, sides that end in a merge, columns that a filter makes constant.
+            "SELECT a.i, a.label FROM (SELECT i, label FROM numbers ORDER BY i LIMIT 17) a LEFT ANTI JOIN small s \
+             ON a.i = s.column2 WHERE a.i IN (SELECT i FROM numbers WHERE x < 28) ORDER BY a.i LIMIT 18",
+            "SELECT count(*) AS n FROM (SELECT label, count(*) AS c FROM numbers GROUP BY label) b WHERE b.label NOT IN \
+             (SELECT label FROM (SELECT label, path FROM fruits ORDER BY path LIMIT 9))",
+            "SELECT k, v, max(v) OVER (PARTITION BY k ORDER BY v DESC) AS w FROM big WHERE k = 3",
+            "SELECT i, label, count(*) OVER (PARTITION BY label) AS n FROM numbers WHERE label = 'Kiwi' ORDER BY i LIMIT 9",
+            "SELECT t.v, max(t.k) AS m, count(*) AS n FROM (SELECT k, v FROM tiny UNION ALL SELECT column2, column2 FROM small) t \
+             LEFT ANTI JOIN numbers b ON t.k > b.i + 15 GROUP BY t.v",
+            "SELECT t.k, n.i, row_number() OVER (PARTITION BY n.i ORDER BY t.v, t.k, n.x) AS w FROM tiny t \
+             LEFT JOIN numbers n ON t.v < n.i - 190",
             // Groups of nothing.
             "SELECT count(*) AS n, label FROM numbers GROUP BY GROUPING SETS ((), (label))",
             "SELECT label, n FROM (SELECT label, count(*) AS n FROM numbers GROUP BY label) UNION ALL \

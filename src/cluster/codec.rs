@@ -31,8 +31,8 @@ use prost::Message;
 use url::Url;
 
 use super::VERSION;
+use super::fence::FenceExec;
 use super::grant::{Grant, GrantExec};
-use super::unordered::UnorderedExec;
 use crate::stores::GivenOptions;
 use crate::table::{FetchExec, FetchWire};
 
@@ -110,11 +110,14 @@ enum Node {
     #[prost(message, tag = "3")]
     Grant(GrantWire),
     #[prost(message, tag = "4")]
-    Unordered(UnorderedWire),
+    Fence(FenceWire),
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct UnorderedWire {}
+struct FenceWire {
+    #[prost(bool, tag = "1")]
+    whole: bool,
+}
 
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
@@ -174,7 +177,7 @@ impl PomonaPhysicalCodec {
         let input = Arc::clone(input);
         Ok(match node {
             Node::Fetch(wire) => Arc::new(FetchExec::from_wire(wire, input)?),
-            Node::Unordered(UnorderedWire {}) => Arc::new(UnorderedExec::new(input)),
+            Node::Fence(FenceWire { whole }) => Arc::new(FenceExec::new(input, whole)),
             Node::Grant(GrantWire { store, given }) => {
                 let store = Url::parse(&store).map_err(|_| unreadable())?;
                 let given = GivenOptions(given);
@@ -225,8 +228,9 @@ fn wire(node: &dyn ExecutionPlan) -> Result<Option<Node>> {
     if let Some(fetch) = node.downcast_ref::<FetchExec>() {
         return Ok(Some(Node::Fetch(fetch.to_wire()?)));
     }
-    if node.is::<UnorderedExec>() {
-        return Ok(Some(Node::Unordered(UnorderedWire {})));
+    if let Some(fence) = node.downcast_ref::<FenceExec>() {
+        let whole = fence.is_whole();
+        return Ok(Some(Node::Fence(FenceWire { whole })));
     }
     let grant = node.downcast_ref::<GrantExec>().map(GrantExec::grant);
     Ok(grant.map(|Grant { store, given }| {

@@ -18,7 +18,7 @@
 //! | `client` | submits a plan, follows its job, fetches its rows |
 //! | `codec` | plans as bytes |
 //! | `written` | what a plan that is written down would lose: refused, or done by the client |
-//! | `unordered` | a plan node above which no order is taken for granted |
+//! | `fence` | a plan node above which nothing is taken for granted that a cluster does not keep |
 //! | `grant` | credentials that were given as options, on their way to the executors |
 //! | [`scheduler`], [`executor`] | the two roles |
 //! | `engine` | runs a task on an executor, and names the executor in its errors |
@@ -30,6 +30,7 @@ mod client;
 mod codec;
 mod engine;
 pub mod executor;
+mod fence;
 mod grant;
 mod health;
 mod local;
@@ -37,7 +38,6 @@ mod planner;
 mod prepare;
 pub mod scheduler;
 pub mod tls;
-mod unordered;
 mod written;
 
 use std::sync::Arc;

@@ -48,9 +48,9 @@ use pomona_udfs::settings::PomonaOptions;
 use url::Url;
 
 use super::MESSAGE_BYTES;
+use super::fence::{fenced, in_order, needed_orders, whole};
 use super::grant::{Grant, GrantExec};
 use super::planner::{self, Remote};
-use super::unordered::{in_order, needed_orders, unordered};
 use super::written::{self, can_be_written, can_travel};
 use crate::sink::unguarded;
 use crate::stores::PomonaStores;
@@ -305,7 +305,7 @@ impl Traveller {
                 };
                 children.push(match node.is::<FetchExec>() || node.is::<DataSinkExec>() {
                     true => self.granted(&node, child),
-                    false => limited(&node, child),
+                    false => child,
                 });
             }
             let is_nested = node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>();
@@ -321,9 +321,16 @@ impl Traveller {
                 && right.output_partitioning().partition_count() > 1
             {
                 // Which rows of the left have found none, all partitions of the right decide together.
-                *right = Arc::new(CoalescePartitionsExec::new(Arc::clone(right)));
+                *right = whole(Arc::clone(right));
             }
-            Ok(unordered(replace_children_if_necessary(node, children)?))
+            let is_merge = node.is::<CoalescePartitionsExec>() || node.is::<SortPreservingMergeExec>();
+            let limit = node.fetch().filter(|_| is_merge);
+            let node = fenced(replace_children_if_necessary(node, children)?);
+            // Merges that no node needs are left out by the scheduler, their limits too.
+            Ok(match limit {
+                Some(limit) => Arc::new(GlobalLimitExec::new(node, 0, Some(limit))),
+                None => node,
+            })
         }
         .boxed()
     }
@@ -398,19 +405,6 @@ fn is_costly(node: &Arc<dyn ExecutionPlan>) -> bool {
         batches.map(RecordBatch::get_array_memory_size).sum()
     });
     bytes > MANY_BYTES || objects(node).is_some() || node.children().into_iter().any(is_costly)
-}
-
-/// The child of a node, whose limit stands apart from the merge of its partitions. Ballista makes a stage of the side
-/// of a join that every task needs, without that merge; and where nothing above needs an order, it drops the merge that
-/// keeps one, its limit too.
-fn limited(node: &Arc<dyn ExecutionPlan>, child: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
-    let is_merge = child.is::<CoalescePartitionsExec>() || child.is::<SortPreservingMergeExec>();
-    match child.fetch() {
-        Some(fetch) if is_merge && !node.is::<GlobalLimitExec>() => {
-            Arc::new(GlobalLimitExec::new(child, 0, Some(fetch)))
-        }
-        _ => child,
-    }
 }
 
 /// The files that a node reads, or the locations of an image table.
