@@ -8,6 +8,8 @@
 mod cluster;
 #[expect(dead_code, reason = "every test takes the helpers that it needs")]
 mod common;
+#[path = "common/queries.rs"]
+mod queries;
 #[expect(dead_code, reason = "every test takes the helpers that it needs")]
 #[path = "common/s3.rs"]
 mod server;
@@ -35,6 +37,7 @@ use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PhysicalExpr, PlanProperties};
 use datafusion::prelude::SessionContext;
 use pomona::SessionBuilder;
+use queries::Queries;
 use server::{EXECUTOR, Fault, S3Server, SECRET_KEY, picture};
 
 // ── What is compared ────────────────────────────────────────────────────────────────────────────────
@@ -762,7 +765,7 @@ async fn no_query_gives_other_rows() {
              (SELECT label FROM (SELECT label, path FROM fruits ORDER BY path LIMIT 9))",
             "SELECT k, v, max(v) OVER (PARTITION BY k ORDER BY v DESC) AS w FROM big WHERE k = 3",
             "SELECT i, label, count(*) OVER (PARTITION BY label) AS n FROM numbers WHERE label = 'Kiwi' ORDER BY i LIMIT 9",
-            "SELECT t.v, max(t.k) AS m, count(*) AS n FROM (SELECT k, v FROM tiny UNION ALL SELECT column2, column2 FROM small) t \
+            "SELECT t.v, max(t.k) AS m, count(*) AS n FROM (SELECT k, v FROM tiny UNION ALL SELECT column2, column2 + 1 FROM small) t \
              LEFT ANTI JOIN numbers b ON t.k > b.i + 15 GROUP BY t.v",
             "SELECT t.k, n.i, row_number() OVER (PARTITION BY n.i ORDER BY t.v, t.k, n.x) AS w FROM tiny t \
              LEFT JOIN numbers n ON t.v < n.i - 190",
@@ -879,15 +882,17 @@ async fn no_query_gives_other_rows() {
         let error = timely(&there, sql).await.unwrap_err().to_string();
         check(&error, &["on a cluster", cause]);
     }
-    let mut deep = "numbers".to_owned();
+    timely(&there, "CREATE VIEW deep0 AS SELECT i, i AS n FROM numbers")
+        .await
+        .unwrap();
     for level in 0..60 {
         let view = format!(
-            "CREATE VIEW deep{level} AS SELECT i, row_number() OVER (ORDER BY i) AS n FROM {deep} WHERE i >= 0"
+            "CREATE VIEW deep{} AS SELECT i, row_number() OVER (ORDER BY n, i) AS n FROM deep{level} WHERE n >= 0",
+            level + 1
         );
         timely(&there, &view).await.unwrap();
-        deep = format!("deep{level}");
     }
-    let error = timely(&there, &format!("SELECT * FROM {deep}")).await.unwrap_err();
+    let error = timely(&there, "SELECT * FROM deep60").await.unwrap_err();
     check(&error.to_string(), &["nested too deeply for a cluster", "CREATE TABLE"]);
     // Errors of data are words, and name the executor.
     let error = timely(&there, "SELECT 1 / (i - 5) AS q FROM numbers WHERE x > 0").await;
@@ -901,6 +906,34 @@ async fn no_query_gives_other_rows() {
             .unwrap();
     }
     assert_same(&here, &there, &["SELECT * FROM kept", "SELECT count(*) AS n FROM kept"]).await;
+}
+
+/// `POMONA_RANDOM_QUERIES=SEED:COUNT` runs others, and more of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_at_random_give_the_same_rows() {
+    let asked = std::env::var("POMONA_RANDOM_QUERIES").unwrap_or_else(|_| "1:60".to_owned());
+    let (seed, count) = asked.split_once(':').unwrap();
+    let server = fruits();
+    let cluster = Cluster::start(2, |_, _| {});
+    let [here, there] = sessions(&server, &cluster).await;
+    let fruit = "(['Apple', 'Kiwi', 'Lemon', 'Plum'])[1 + v % 4]";
+    for session in [&here, &there] {
+        for view in [
+            "nums AS SELECT i, label, x FROM numbers".to_owned(),
+            "singles AS SELECT i, label, x FROM one".to_owned(),
+            format!("bigs AS SELECT k AS i, {fruit} AS label, v AS x FROM big"),
+            format!("tinies AS SELECT k AS i, {fruit} AS label, v AS x FROM tiny"),
+            "smalls AS SELECT column2 AS i, column1 AS label, column2 % 3 AS x FROM small".to_owned(),
+            "nothing AS SELECT column2 AS i, column1 AS label, column2 AS x FROM small WHERE column2 > 99".to_owned(),
+            "pics AS SELECT width + length(path) % 7 AS i, label, length(label) AS x FROM pictures".to_owned(),
+        ] {
+            timely(session, &format!("CREATE VIEW {view}")).await.unwrap();
+        }
+    }
+    let mut queries = Queries::new(seed.parse().unwrap());
+    let queries: Vec<_> = (0..count.parse().unwrap()).map(|_| queries.next()).collect();
+    let queries: Vec<_> = queries.iter().map(String::as_str).collect();
+    assert_same(&here, &there, &queries).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -374,10 +374,11 @@ pub(crate) fn settings(config: &SessionConfig, is_here: bool) -> Vec<KeyValuePai
             _ => true,
         })
         .map(|entry| KeyValuePair {
-            // The plan is as the client wants it. Where there may be more, the scheduler cuts what one task of it does
-            // into parts, of which then every task does all.
+            // The plan is as the client wants it. Where there may be more partitions, the scheduler cuts what one task
+            // of it does into parts, of which then every task does all.
             value: match entry.key.as_str() {
                 "datafusion.execution.target_partitions" => Some("1".to_owned()),
+                "datafusion.optimizer.repartition_file_scans" => Some("false".to_owned()),
                 _ => entry.value,
             },
             key: entry.key,
