@@ -144,7 +144,7 @@ fn check_windows(node: &Arc<dyn ExecutionPlan>) -> Result<()> {
     let functions = windows.unwrap_or_default().iter().filter_map(|window| {
         let window: &dyn Any = window.as_any();
         let function = window.downcast_ref::<StandardWindowExpr>()?.get_standard_func_expr();
-        Some(function.as_any().downcast_ref::<WindowUDFExpr>()?)
+        function.as_any().downcast_ref::<WindowUDFExpr>()
     });
     for function in functions {
         let is_counting = ["lag", "lead", "nth_value"].contains(&function.fun().name());
