@@ -22,7 +22,7 @@ use ballista_core::serde::protobuf::{
 };
 use ballista_core::utils::{GrpcClientConfig, create_grpc_client_endpoint};
 use ballista_core::version;
-use datafusion::common::{config_err, exec_datafusion_err, exec_err, internal_datafusion_err, plan_datafusion_err};
+use datafusion::common::{config_err, exec_datafusion_err, exec_err, internal_datafusion_err};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::metrics::MetricsSet;
@@ -35,6 +35,7 @@ use url::Url;
 
 use super::local::LocalCluster;
 use super::tls::{Tls, TlsFiles, cause};
+use super::written::nested_too_deeply;
 use super::{DEFAULT_PORT, MESSAGE_BYTES, tell_version};
 use crate::stores;
 
@@ -313,10 +314,7 @@ impl Cluster {
     /// The scheduler did not take the plan.
     fn refused(&self, status: &tonic::Status) -> DataFusionError {
         if status.message().contains("RecursionLimitReached") {
-            return plan_datafusion_err!(
-                "this query is nested too deeply for a cluster, whose plans have at most 100 levels: write a step of it \
-                 to a table (CREATE TABLE … AS), and go on from that"
-            );
+            return nested_too_deeply();
         }
         exec_datafusion_err!(
             "the scheduler at {}:{} refused the query: {}",

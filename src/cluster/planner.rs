@@ -233,6 +233,7 @@ pub(super) fn run(
     context: Arc<TaskContext>,
 ) -> BoxFuture<'static, Result<SendableRecordBatchStream>> {
     async move {
+        written::check_levels(&query)?;
         let query = prepare::with_values(query, &remote, &session, &context).await?;
         let query = prepare::with_pinned_models(query, &session)?;
         let lossy = written::lossy_window(&query)?;
@@ -245,6 +246,7 @@ pub(super) fn run(
         if let Some(refused) = lossy {
             return Err(refused);
         }
+        written::check_operators(&plan)?;
         let plan = prepare::distribute(plan, &session, &context, remote.cluster.is_here(), |plan| {
             Arc::new(RemoteExec::new(remote.clone(), session.clone(), plan)) as Arc<dyn ExecutionPlan>
         })

@@ -27,6 +27,52 @@ use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::windows::{BoundedWindowAggExec, WindowAggExec, WindowUDFExpr};
 use object_store::memory::InMemory;
 
+/// The most levels of a query. A plan that is written down has at most 100, and an operator takes two of them.
+const MOST_LEVELS: usize = 90;
+
+/// The most levels of a physical plan, which has no aliases, and what Ballista adds.
+const MOST_OPERATORS: usize = 60;
+
+/// Refuses a query that is nested so deeply that its plan could not be read. To plan it would take more stack than a
+/// thread has.
+///
+/// # Errors
+/// What to do instead.
+pub(super) fn check_levels(query: &LogicalPlan) -> Result<()> {
+    let mut open = vec![(query, 0)];
+    while let Some((node, above)) = open.pop() {
+        let level = above + usize::from(!matches!(node, LogicalPlan::SubqueryAlias(_)));
+        if level > MOST_LEVELS {
+            return Err(nested_too_deeply());
+        }
+        open.extend(node.inputs().into_iter().map(|input| (input, level)));
+    }
+    Ok(())
+}
+
+/// The same of a physical plan.
+///
+/// # Errors
+/// What to do instead.
+pub(super) fn check_operators(plan: &Arc<dyn ExecutionPlan>) -> Result<()> {
+    let mut open = vec![(plan, 1)];
+    while let Some((node, level)) = open.pop() {
+        if level > MOST_OPERATORS {
+            return Err(nested_too_deeply());
+        }
+        open.extend(node.children().into_iter().map(|child| (child, level + 1)));
+    }
+    Ok(())
+}
+
+/// A plan with more levels than can be read.
+pub(super) fn nested_too_deeply() -> DataFusionError {
+    plan_datafusion_err!(
+        "this query is nested too deeply for a cluster, whose plans have at most 100 levels: write a step of it to a table \
+         (CREATE TABLE … AS), and go on from that"
+    )
+}
+
 /// Refuses a node of which a part would be lost.
 ///
 /// # Errors
