@@ -895,7 +895,7 @@ async fn no_query_gives_other_rows() {
     let error = timely(&there, "SELECT * FROM deep60").await.unwrap_err();
     check(&error.to_string(), &["nested too deeply for a cluster", "CREATE TABLE"]);
     // Errors of data are words, and name the executor.
-    let error = timely(&there, "SELECT 1 / (i - 5) AS q FROM numbers WHERE x > 0").await;
+    let error = timely(&there, "SELECT 1 / (i - 6) AS q FROM numbers WHERE x > 0").await;
     let error = error.unwrap_err().to_string();
     check(&error, &["executor 'executor-", "Divide by zero"]);
     assert!(!error.contains("ArrowError("), "{error}");
