@@ -107,6 +107,12 @@ pub struct ModelSource {
     pin: Option<String>,
 }
 
+/// Is a folder named after a hash, as copies are, and not after this one?
+fn is_named_after_another(folder: &Path, hash: &str) -> bool {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name != hash && name.len() == hash.len() && name.chars().all(|c| c.is_ascii_hexdigit()))
+}
+
 impl ModelSource {
     fn new(name: &str, files: Files) -> Self {
         Self {
@@ -255,7 +261,7 @@ impl ModelSource {
     /// Refuses a model that is not the one that is wanted.
     fn check(&self, hash: &str) -> Result<()> {
         if let Files::Copy { folder, .. } = &self.files
-            && folder.file_name().is_some_and(|name| name != hash)
+            && is_named_after_another(folder, hash)
             && self.pin.as_deref().is_none_or(|pin| folder.ends_with(pin))
         {
             return plan_err!(

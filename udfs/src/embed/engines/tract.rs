@@ -83,9 +83,9 @@ impl TractEngine {
 
     fn try_load(model: &ModelProto, input_shape: [usize; 4]) -> TractResult<Self> {
         // The shapes that exporters note for values between nodes name their batch, which is one here.
+        check_quantized_softmax(model)?;
         let graph = onnx().with_ignore_value_info(true).model_for_proto_model(model)?;
         check_operators(&graph)?;
-        check_quantized_softmax(model)?;
         let weights = || model.graph.iter().flat_map(|graph| &graph.initializer);
         let gather = if weights().any(has_large_kernels) {
             &GATHER_FIRST[..]
