@@ -31,7 +31,7 @@ use prost::Message;
 use url::Url;
 
 use super::VERSION;
-use super::fence::FenceExec;
+use super::fence::{Fence, FenceExec};
 use super::grant::{Grant, GrantExec};
 use crate::stores::GivenOptions;
 use crate::table::{FetchExec, FetchWire};
@@ -177,7 +177,7 @@ impl PomonaPhysicalCodec {
         let input = Arc::clone(input);
         Ok(match node {
             Node::Fetch(wire) => Arc::new(FetchExec::from_wire(wire, input)?),
-            Node::Fence(FenceWire { whole }) => Arc::new(FenceExec::new(input, whole)),
+            Node::Fence(FenceWire { whole }) => Arc::new(FenceExec::new(input, Fence { whole })),
             Node::Grant(GrantWire { store, given }) => {
                 let store = Url::parse(&store).map_err(|_| unreadable())?;
                 let given = GivenOptions(given);
@@ -229,10 +229,10 @@ fn wire(node: &dyn ExecutionPlan) -> Result<Option<Node>> {
         return Ok(Some(Node::Fetch(fetch.to_wire()?)));
     }
     if let Some(fence) = node.downcast_ref::<FenceExec>() {
-        let whole = fence.is_whole();
+        let whole = fence.purpose().whole;
         return Ok(Some(Node::Fence(FenceWire { whole })));
     }
-    let grant = node.downcast_ref::<GrantExec>().map(GrantExec::grant);
+    let grant = node.downcast_ref::<GrantExec>().map(GrantExec::purpose);
     Ok(grant.map(|Grant { store, given }| {
         Node::Grant(GrantWire {
             store: store.to_string(),
@@ -395,7 +395,7 @@ mod tests {
     fn a_grant_arrives_and_is_not_shown() {
         let plan = grant();
         let came = there_and_back(&plan);
-        let grants = [&plan, &came].map(|plan| plan.downcast_ref::<GrantExec>().unwrap().grant().clone());
+        let grants = [&plan, &came].map(|plan| plan.downcast_ref::<GrantExec>().unwrap().purpose().clone());
         assert_eq!(grants[0], grants[1]);
         let shown = format!("{came:?} {}", displayable(came.as_ref()).indent(true));
         assert!(shown.contains("s3://bucket") && !shown.contains("s3cr3t"), "{shown}");

@@ -60,7 +60,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::codec::TaskPlan;
 use super::engine::Engine;
-use super::health::{self, Ready, host_port};
+use super::health::{self, Ready, bracketed, host_port};
 use super::tls::{Tls, TlsArgs, cause};
 use super::{DEFAULT_PORT, MESSAGE_BYTES, base_config, codec, tell_version};
 use crate::session;
@@ -646,13 +646,9 @@ fn executor(config: &ExecutorProcessConfig, registration: ExecutorRegistration, 
 /// The name under which others reach this executor, `None` for the address that its scheduler sees; and what
 /// errors call it.
 async fn reachable(config: &ExecutorProcessConfig) -> (Option<String>, String) {
-    // In an URL it has brackets.
-    let bracketed = |host: &str| match host.parse() {
-        Ok(ip @ Ipv6Addr { .. }) => format!("[{ip}]"),
-        Err(_) => host.to_owned(),
-    };
     if let Some(host) = &config.external_host {
-        return (Some(bracketed(host)), bracketed(host));
+        let host = bracketed(host);
+        return (Some(host.clone()), host);
     }
     let bound: Option<IpAddr> = config.bind_host.trim_matches(['[', ']']).parse().ok();
     let ip = match bound {
@@ -660,7 +656,10 @@ async fn reachable(config: &ExecutorProcessConfig) -> (Option<String>, String) {
         bound => bound,
     };
     match ip.map(|ip| ip.to_canonical()) {
-        Some(IpAddr::V6(ip)) => (Some(format!("[{ip}]")), format!("[{ip}]")),
+        Some(ip @ IpAddr::V6(_)) => {
+            let host = bracketed(&ip.to_string());
+            (Some(host.clone()), host)
+        }
         Some(ip) => (None, ip.to_string()),
         None => (None, config.bind_host.clone()),
     }

@@ -11,24 +11,19 @@ use std::fmt;
 use std::iter::repeat;
 use std::sync::Arc;
 
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{Statistics, internal_err};
 use datafusion::error::Result;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{Distribution, EquivalenceProperties, LexOrdering, OrderingRequirements};
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::execution_plan::CardinalityEffect;
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
-use datafusion::physical_plan::{
-    ChildStats, DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, InputDistributionRequirements,
-    PhysicalExpr, PlanProperties, StatisticsArgs,
-};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+
+use super::hand_on::{HandOnExec, Purpose};
 
 /// The order that a node needs of each child's rows: to work at all, or to take the first of them.
 pub(super) fn needed_orders(node: &Arc<dyn ExecutionPlan>) -> Vec<Option<LexOrdering>> {
@@ -59,10 +54,8 @@ pub(super) fn in_order(rows: Arc<dyn ExecutionPlan>, order: LexOrdering) -> Resu
 /// are taken there.
 pub(super) fn fenced(node: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     let is_join = node.is::<HashJoinExec>() || node.is::<NestedLoopJoinExec>() || node.is::<CrossJoinExec>();
-    let is_exchange =
-        node.is::<RepartitionExec>() || node.is::<CoalescePartitionsExec>() || node.is::<SortPreservingMergeExec>();
     let is_ordered = node.output_ordering().is_some();
-    let knows_more = match is_exchange {
+    let knows_more = match is_exchange(&node) {
         true => {
             let rows = node.equivalence_properties();
             let order = node.is::<SortPreservingMergeExec>();
@@ -76,114 +69,60 @@ pub(super) fn fenced(node: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
     if let (true, Some(fetch), Some(order)) = (is_join, node.fetch(), node.output_ordering())
         && let Some(all) = node.with_fetch(None)
     {
-        let rows: Arc<dyn ExecutionPlan> = Arc::new(FenceExec::new(all, false));
+        let rows: Arc<dyn ExecutionPlan> = Arc::new(FenceExec::new(all, Fence { whole: false }));
         let sort = SortExec::new(order.clone(), rows).with_preserve_partitioning(true);
         return Arc::new(sort.with_fetch(Some(fetch)));
     }
-    Arc::new(FenceExec::new(node, false))
+    Arc::new(FenceExec::new(node, Fence { whole: false }))
 }
 
 /// All rows in one partition, for a node that does not say that it needs them so.
 pub(super) fn whole(rows: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
-    Arc::new(FenceExec::new(Arc::new(CoalescePartitionsExec::new(rows)), true))
+    let rows = Arc::new(CoalescePartitionsExec::new(rows));
+    Arc::new(FenceExec::new(rows, Fence { whole: true }))
 }
 
-/// Hands rows on, and says nothing of them but the order in which they have just been merged.
-#[derive(Debug)]
-pub(crate) struct FenceExec {
-    input: Arc<dyn ExecutionPlan>,
+/// Are rows of several partitions merged here?
+pub(super) fn is_merge(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.is::<CoalescePartitionsExec>() || node.is::<SortPreservingMergeExec>()
+}
+
+/// Do rows come from another stage here?
+pub(super) fn is_exchange(node: &Arc<dyn ExecutionPlan>) -> bool {
+    is_merge(node) || node.is::<RepartitionExec>()
+}
+
+/// Where nothing is said of rows but the order in which they have just been merged.
+#[derive(Debug, Clone)]
+pub(crate) struct Fence {
     /// Must all rows be in one partition?
-    whole: bool,
-    properties: Arc<PlanProperties>,
+    pub(crate) whole: bool,
 }
 
-impl FenceExec {
-    pub(crate) fn new(input: Arc<dyn ExecutionPlan>, whole: bool) -> Self {
+pub(crate) type FenceExec = HandOnExec<Fence>;
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.whole { ": whole" } else { "" })
+    }
+}
+
+impl Purpose for Fence {
+    const NAME: &'static str = "FenceExec";
+    const MAINTAINS_ORDER: bool = false;
+
+    fn distribution(&self) -> Distribution {
+        match self.whole {
+            true => Distribution::SinglePartition,
+            false => Distribution::UnspecifiedDistribution,
+        }
+    }
+
+    fn properties(&self, input: &Arc<dyn ExecutionPlan>) -> Arc<PlanProperties> {
         let mut known = EquivalenceProperties::new(input.schema());
         if let Some(merge) = input.downcast_ref::<SortPreservingMergeExec>() {
             known.add_ordering(merge.expr().clone());
         }
-        let properties = input.properties().as_ref().clone().with_eq_properties(known);
-        Self {
-            input,
-            whole,
-            properties: Arc::new(properties),
-        }
-    }
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.whole
-    }
-}
-
-impl DisplayAs for FenceExec {
-    fn fmt_as(&self, _t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.whole { "FenceExec: whole" } else { "FenceExec" })
-    }
-}
-
-impl ExecutionPlan for FenceExec {
-    fn name(&self) -> &'static str {
-        "FenceExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
-        InputDistributionRequirements::new(vec![match self.whole {
-            true => Distribution::SinglePartition,
-            false => Distribution::UnspecifiedDistribution,
-        }])
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn with_new_children(self: Arc<Self>, mut children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let (Some(input), true) = (children.pop(), children.is_empty()) else {
-            return internal_err!("FenceExec has one child");
-        };
-        Ok(Arc::new(Self::new(input, self.whole)))
-    }
-
-    fn apply_expressions(
-        &self,
-        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        self.input.execute(partition, context)
-    }
-
-    fn child_stats_requests(&self, partition: Option<usize>) -> Vec<ChildStats> {
-        vec![ChildStats::At(partition)]
-    }
-
-    fn statistics_from_inputs(
-        &self,
-        input_stats: &[Arc<Statistics>],
-        _args: &StatisticsArgs,
-    ) -> Result<Arc<Statistics>> {
-        match input_stats {
-            [input] => Ok(Arc::clone(input)),
-            _ => internal_err!("FenceExec has one child"),
-        }
-    }
-
-    fn cardinality_effect(&self) -> CardinalityEffect {
-        CardinalityEffect::Equal
+        Arc::new(input.properties().as_ref().clone().with_eq_properties(known))
     }
 }

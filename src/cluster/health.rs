@@ -95,12 +95,17 @@ pub(crate) fn exposure(address: SocketAddr, tls: bool) -> Option<&'static str> {
     }
 }
 
-/// `host:port`, with the brackets that an IPv6 address needs.
-pub(crate) fn host_port(host: &str, port: impl Display) -> String {
+/// The host, with the brackets that an IPv6 address needs in a URL.
+pub(crate) fn bracketed(host: &str) -> String {
     match host.contains(':') && !host.starts_with('[') {
-        true => format!("[{host}]:{port}"),
-        false => format!("{host}:{port}"),
+        true => format!("[{host}]"),
+        false => host.to_owned(),
     }
+}
+
+/// `host:port`.
+pub(crate) fn host_port(host: &str, port: impl Display) -> String {
+    format!("{}:{port}", bracketed(host))
 }
 
 #[cfg(test)]

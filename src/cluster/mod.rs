@@ -20,6 +20,7 @@
 //! | `written` | what a plan that is written down would lose: refused, or done by the client |
 //! | `fence` | a plan node above which nothing is taken for granted that a cluster does not keep |
 //! | `grant` | credentials that were given as options, on their way to the executors |
+//! | `hand_on` | what both are: a node that hands rows on |
 //! | [`scheduler`], [`executor`] | the two roles |
 //! | `engine` | runs a task on an executor, and names the executor in its errors |
 //! | `local` | `local:N`: a scheduler and an executor in this process |
@@ -32,6 +33,7 @@ mod engine;
 pub mod executor;
 mod fence;
 mod grant;
+mod hand_on;
 mod health;
 mod local;
 mod planner;

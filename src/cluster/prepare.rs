@@ -36,8 +36,6 @@ use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::joins::{CrossJoinExec, NestedLoopJoinExec};
 use datafusion::physical_plan::limit::GlobalLimitExec;
 use datafusion::physical_plan::recursive_query::RecursiveQueryExec;
-use datafusion::physical_plan::repartition::RepartitionExec;
-use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, replace_children_if_necessary};
 use datafusion::scalar::ScalarValue;
 use futures::future::BoxFuture;
@@ -48,7 +46,7 @@ use pomona_udfs::settings::PomonaOptions;
 use url::Url;
 
 use super::MESSAGE_BYTES;
-use super::fence::{fenced, in_order, needed_orders, whole};
+use super::fence::{fenced, in_order, is_exchange, is_merge, needed_orders, whole};
 use super::grant::{Grant, GrantExec};
 use super::planner::{self, Remote};
 use super::written::{self, can_be_written, can_travel};
@@ -323,8 +321,7 @@ impl Traveller {
                 // Which rows of the left have found none, all partitions of the right decide together.
                 *right = whole(Arc::clone(right));
             }
-            let is_merge = node.is::<CoalescePartitionsExec>() || node.is::<SortPreservingMergeExec>();
-            let limit = node.fetch().filter(|_| is_merge);
+            let limit = node.fetch().filter(|_| is_merge(&node));
             let node = fenced(replace_children_if_necessary(node, children)?);
             // Merges that no node needs are left out by the scheduler, their limits too.
             Ok(match limit {
@@ -395,7 +392,7 @@ impl Traveller {
 
 /// Are there objects to read, or many rows in the plan, before the next stage?
 fn is_costly(node: &Arc<dyn ExecutionPlan>) -> bool {
-    if node.is::<CoalescePartitionsExec>() || node.is::<SortPreservingMergeExec>() || node.is::<RepartitionExec>() {
+    if is_exchange(node) {
         return false;
     }
     let in_memory = node.downcast_ref::<DataSourceExec>().map(DataSourceExec::data_source);

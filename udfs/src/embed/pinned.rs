@@ -32,7 +32,8 @@ pub(super) fn parse(text: &str) -> Result<(&str, Option<&str>)> {
     }
 }
 
-fn is_hash(text: &str) -> bool {
+/// Is it a hash, as one is written down?
+pub(super) fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

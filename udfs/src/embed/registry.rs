@@ -12,6 +12,7 @@
 //! Loaded models stay: all queries and partitions of a process share them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fmt::{self, Debug, Display};
 use std::fs::{self, File};
 use std::hash::Hash;
@@ -105,12 +106,6 @@ pub struct ModelSource {
     files: Files,
     /// The hash that it must have.
     pin: Option<String>,
-}
-
-/// Is a folder named after a hash, as copies are, and not after this one?
-fn is_named_after_another(folder: &Path, hash: &str) -> bool {
-    let name = folder.file_name().and_then(|name| name.to_str());
-    name.is_some_and(|name| name != hash && name.len() == hash.len() && name.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
 impl ModelSource {
@@ -261,7 +256,10 @@ impl ModelSource {
     /// Refuses a model that is not the one that is wanted.
     fn check(&self, hash: &str) -> Result<()> {
         if let Files::Copy { folder, .. } = &self.files
-            && is_named_after_another(folder, hash)
+            && folder
+                .file_name()
+                .and_then(OsStr::to_str)
+                .is_some_and(|name| pinned::is_hash(name) && name != hash)
             && self.pin.as_deref().is_none_or(|pin| folder.ends_with(pin))
         {
             return plan_err!(

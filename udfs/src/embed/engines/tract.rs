@@ -82,8 +82,8 @@ impl TractEngine {
     }
 
     fn try_load(model: &ModelProto, input_shape: [usize; 4]) -> TractResult<Self> {
-        // The shapes that exporters note for values between nodes name their batch, which is one here.
         check_quantized_softmax(model)?;
+        // The shapes that exporters note for values between nodes name their batch, which is one here.
         let graph = onnx().with_ignore_value_info(true).model_for_proto_model(model)?;
         check_operators(&graph)?;
         let weights = || model.graph.iter().flat_map(|graph| &graph.initializer);
